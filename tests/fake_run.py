@@ -1,0 +1,221 @@
+"""A plausible finished run, invented: every table and summary that figures and report read.
+
+    write_fake_run(folder, n_samples=3, n_cells=900, share_odd=0.05)
+
+The cells are points of a few groups, not counts of real genes; nothing here is a result.
+"""
+
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+N_GENES = 60
+N_LATENT = 6
+SPLITS = ("train", "validation", "calibration")
+HOSTILE = "<script>alert(1)</script>"
+
+
+def _save(table: pd.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tsv":
+        table.to_csv(path, sep="\t", index=False, na_rep="NA")
+    else:
+        table.to_parquet(path, index=False)
+
+
+def _summary(path: Path, warnings: list[str] | None = None, /, **content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**content, "warnings": warnings or []}), encoding="utf-8")
+
+
+def make_cells(n_samples: int, n_cells: int, share_odd: float, rng) -> pd.DataFrame:
+    """One row a cell: sample, role, split, library size, group and, for scored cells, results.
+
+    The first half of the samples is the reference; a lone sample holds both roles.
+    """
+    sample = np.array([f"donor{i + 1}" for i in range(n_samples)])[
+        np.sort(rng.integers(0, n_samples, n_cells))
+    ]
+    n_reference = n_samples // 2
+    is_reference = np.isin(sample, [f"donor{i + 1}" for i in range(n_reference)])
+    if n_samples == 1:
+        is_reference = np.arange(n_cells) % 2 == 0
+    split = np.where(is_reference, rng.choice(SPLITS, n_cells, p=[0.6, 0.1, 0.3]), "query")
+    cells = pd.DataFrame({"cell": [f"CELL{i:06d}" for i in range(n_cells)], "sample": sample})
+    cells["cell_id"] = cells["cell"] + "-1"
+    cells["role"] = np.where(is_reference, "reference", "query")
+    cells["split"] = split
+    cells["library_size"] = np.exp(rng.normal(8.3, 0.5, n_cells))
+    cells["cell_type"] = rng.choice(["B cell", "T cell", "monocyte", "NK cell"], n_cells)
+    scored = np.isin(split, ["calibration", "query"])
+    odd = (split == "query") & (rng.random(n_cells) < share_odd)
+    score = np.where(odd, rng.normal(9, 1, n_cells), rng.normal(0, 1, n_cells))
+    calibration = np.sort(score[split == "calibration"])
+    above = len(calibration) - np.searchsorted(calibration, score)
+    p = (1 + above) / (1 + len(calibration))
+    cells["score"] = np.where(scored, score, np.nan)
+    cells["p_value"] = np.where(scored, p, np.nan)
+    cells["q_value"] = np.where(split == "query", np.where(odd, 0.05, 0.6), np.nan)
+    cells["is_anomaly"] = odd
+    return cells
+
+
+def _write_input_stages(run: Path, cells: pd.DataFrame, rng) -> None:
+    for name, group in cells.groupby("sample"):
+        qc = pd.DataFrame({"cell": group["cell"], "sample": name, "role": group["role"]})
+        qc["total_counts"] = group["library_size"].round().astype(int)
+        qc["n_genes"] = (qc["total_counts"] ** 0.85).round().astype(int)
+        for column, centre in (("pct_mito", 4), ("pct_ribo", 20), ("pct_hb", 0.05)):
+            qc[column] = rng.gamma(4, centre / 4, len(qc))
+        qc["kept"] = qc["pct_mito"] < 9
+        qc["reasons"] = np.where(qc["kept"], "", "pct_mito above 9")
+        _save(qc, run / f"preprocess/{name}.qc.parquet")
+        limits = {
+            "min_counts": {"value": 500, "origin": "config"},
+            "max_pct_mito": {"value": 9.0, "origin": "median + 5 MAD"},
+            "max_counts": None,
+        }
+        _summary(
+            run / f"preprocess/{name}.summary.json",
+            **{"n_cells": len(qc), "n_kept": int(qc["kept"].sum()), "limits": limits},
+            dropped_by=[
+                {"quantity": "pct_mito", "side": "upper", "limit": 9.0, "origin": "median + 5 MAD"}
+                | {"n_dropped": int((~qc["kept"]).sum())}
+            ],
+        )
+        _summary(
+            run / f"import/{name}.summary.json",
+            **{"format": "10x_h5", "path": f"data/{name}.h5", "n_cells": len(qc)},
+            n_genes=N_GENES,
+        )
+
+
+def _write_counts(run: Path, cells: pd.DataFrame, rng) -> None:
+    obs = cells.set_index("cell_id")[["cell", "sample", "role", "split", "cell_type"]]
+    for column in ("sample", "role", "split", "cell_type"):
+        obs[column] = obs[column].astype("category")
+    rate = 0.5 * cells["library_size"].to_numpy()[:, None] / cells["library_size"].median()
+    X = sparse.csr_matrix(rng.poisson(rate, (len(cells), N_GENES)).astype(np.int32))
+    var = pd.DataFrame({"selected": True}, index=[f"GENE{i}" for i in range(N_GENES)])
+    anndata.AnnData(X, obs=obs, var=var).write_h5ad(run / "preprocess/counts.h5ad")
+    splits = cells.groupby(["sample", "role", "split"]).size().rename("n_cells").reset_index()
+    _save(splits, run / "preprocess/splits.tsv")
+    _summary(
+        run / "preprocess/summary.json",
+        **{"n_cells": len(cells), "n_genes": N_GENES, "n_selected": 40, "split_by": "cell"},
+        splits={k: int(n) for k, n in cells["split"].value_counts().items()},
+    )
+    sizes = cells[["cell_id", "sample", "library_size"]]
+    _save(
+        sizes.assign(log_offset=np.log(sizes["library_size"])),
+        run / "library_size/library_size.parquet",
+    )
+    levels = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+    grouped = sizes.groupby("sample")["library_size"]
+    by_sample = pd.DataFrame({name: grouped.quantile(q) for name, q in levels.items()})
+    _save(by_sample.assign(n_cells=grouped.size()).reset_index(), run / "library_size/samples.tsv")
+    _summary(run / "library_size/summary.json", method="total")
+
+
+def _write_model_stages(run: Path, cells: pd.DataFrame, rng) -> None:
+    step = np.arange(100, 2100, 100)
+    history = pd.DataFrame({"step": step, "epoch": step // 100, "beta": np.minimum(1, step / 800)})
+    history["learning_rate"] = 1e-3
+    history["train_elbo"] = -600 - 400 * np.exp(-step / 300)
+    history["validation_elbo"] = history["train_elbo"] - 4 - step / 1000
+    history["validation_reconstruction"] = history["validation_elbo"] + 12
+    history["validation_kl"] = 12.0
+    _save(history, run / "train/seed1/history.parquet")
+    kl_end = np.array([4.0, 3.1, 2.2, 0.9, 0.02, 0.01])
+    kl = pd.DataFrame(
+        [(s, d, kl_end[d] * (1 - np.exp(-s / 400))) for s in step for d in range(N_LATENT)],
+        columns=["step", "dimension", "kl"],
+    )
+    _save(kl, run / "train/seed1/kl.parquet")
+    n = cells["split"].value_counts()
+    _summary(
+        run / "train/seed1/summary.json",
+        **{"best_step": 1500, "stopped_by": "early stopping", "warmup_ends_at_step": 800},
+        **{"n_train": int(n.get("train", 0)), "n_validation": int(n.get("validation", 0))},
+        **{"device": "cpu", "seed": 1, "active_units": 4},
+    )
+    evidence = pd.DataFrame({"dimension": range(N_LATENT), "kl": kl_end})
+    evidence["aggregated_kl"] = 0.1 * kl_end
+    evidence["mean_variance"] = kl_end / 5
+    evidence["ablation"] = 2.5 * kl_end - 0.02
+    evidence["kept"] = kl_end > 0.1
+    evidence["reason"] = np.where(evidence["kept"], "used", "unused by every test")
+    _save(evidence, run / "prune/seed1/evidence.parquet")
+    elbo = pd.DataFrame({"stage": ["trained", "cut", "fine-tuned"], "n_latent": [6, 4, 4]})
+    elbo["elbo"], elbo["elbo_se"] = [-606.1, -606.4, -605.9], 1.2
+    elbo["reconstruction"], elbo["kl"] = [-595.9, -596.2, -595.7], 10.2
+    _save(elbo, run / "prune/seed1/elbo.tsv")
+    _summary(
+        run / "prune/seed1/summary.json",
+        **{"n_before": 6, "n_kept": 4, "min_kl": 0.1, "min_ablation": 0.05},
+    )
+    latent = cells[["cell_id"]].copy()
+    for d in range(4):
+        latent[f"mean_{d}"] = rng.normal(0, 1, len(cells)) + 4 * (cells["cell_type"] == "B cell")
+    for d in range(4):
+        latent[f"variance_{d}"] = 0.1
+    _save(latent, run / "embed/seed1/latent.parquet")
+    plane = cells[["cell_id"]].assign(
+        umap_1=latent["mean_0"] + cells["is_anomaly"] * 3.0, umap_2=latent["mean_1"]
+    )
+    _save(plane, run / "embed/seed1/umap.parquet")
+
+
+def _write_anomalies(run: Path, cells: pd.DataFrame, warnings: list[str], gene: str) -> None:
+    scored = cells[cells["split"].isin(["calibration", "query"])].copy()
+    for name in ("program", "latent"):
+        scored[f"z_{name}"] = scored["score"]
+        scored[f"p_{name}"] = scored["p_value"]
+    scored["elbo"] = -600.0
+    _save(scored.drop(columns=["cell", "cell_type"]), run / "anomaly/cells.parquet")
+    flagged = scored.loc[scored["is_anomaly"], "cell_id"]
+    genes = pd.DataFrame({"cell_id": np.repeat(flagged.to_numpy(), 3)})
+    genes["gene"] = np.tile([gene, "GENE1", "GENE2"], len(flagged))
+    genes["observed"], genes["expected"] = 12, 1.5
+    genes["log2_fold_change"], genes["p_value"], genes["q_value"] = 3.0, 1e-9, 1e-6
+    genes["direction"] = "up"
+    _save(genes, run / "anomaly/genes.parquet")
+    channels = pd.DataFrame({"channel": ["program", "latent"]})
+    channels["what"] = ["mean of the largest gene surprises", "density in latent space"]
+    channels["spearman_depth"], channels["fpr_low_depth"] = [0.02, -0.04], [0.05, 0.06]
+    channels["fpr_high_depth"], channels["n_leading"] = [0.04, 0.05], [len(flagged), 0]
+    _save(channels, run / "anomaly/channels.tsv")
+    n_calibration = int((scored["split"] == "calibration").sum())
+    _summary(
+        run / "anomaly/summary.json",
+        warnings,
+        **{"alpha": 0.1, "n_calibration": n_calibration, "n_anomalies": len(flagged)},
+        **{"n_query": int((scored["split"] == "query").sum()), "spearman_depth": 0.013},
+        **{
+            "smallest_p": 1 / (n_calibration + 1),
+            "fpr_by_depth_fifth": [0.05, 0.06, 0.04, 0.05, 0.05],
+        },
+    )
+
+
+def write_fake_run(
+    run: Path,
+    n_samples: int = 3,
+    n_cells: int = 900,
+    share_odd: float = 0.05,
+    warnings: tuple[str, ...] = (),
+    gene: str = "GENE0",
+    seed: int = 1,
+) -> Path:
+    """Fill ``run`` with the files of a finished run, as the contract of the stages has them."""
+    rng = np.random.default_rng(seed)
+    cells = make_cells(n_samples, n_cells, share_odd, rng)
+    _write_input_stages(run, cells, rng)
+    _write_counts(run, cells, rng)
+    _write_model_stages(run, cells, rng)
+    _write_anomalies(run, cells, list(warnings), gene)
+    return run

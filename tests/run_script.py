@@ -1,0 +1,33 @@
+"""Run one script of workflow/scripts as Snakemake would, without Snakemake."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "workflow" / "scripts"
+
+
+class Named(dict):
+    """Snakemake's input, output and params: names as attributes, and the first by number."""
+
+    __getattr__ = dict.__getitem__
+
+    def __getitem__(self, key):
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
+def run_script(rule: str, folder: Path, input: dict, output: dict, params: dict, **wildcards):
+    """The output paths (under ``folder``), by name. A user's error ends in SystemExit."""
+    outputs = Named({name: str(folder / file) for name, file in output.items()})
+    given = SimpleNamespace(
+        rule=rule,
+        input=Named(input),
+        output=outputs,
+        params=Named(params),
+        wildcards=SimpleNamespace(**wildcards),
+        log=[str(folder / f"{rule}.log")],
+        threads=1,
+    )
+    # Snakemake writes a line before the script that sets this global.
+    runpy.run_path(str(SCRIPTS / f"{rule}.py"), {"snakemake": given}, run_name="__main__")
+    return {name: Path(path) for name, path in outputs.items()}

@@ -1,0 +1,89 @@
+"""The annotated object holds what its users expect, cell by cell, and scanpy plots it."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from annotate_counts import annotate, normalise
+from fake_run import write_fake_run
+from job import InputError, write_h5ad
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    run = write_fake_run(tmp_path_factory.mktemp("run"), n_cells=300)
+    paths = (
+        "library_size/library_size.parquet",
+        "embed/seed1/latent.parquet",
+        "embed/seed1/umap.parquet",
+        "anomaly/cells.parquet",
+    )
+    counts = anndata.read_h5ad(run / "preprocess/counts.h5ad")
+    return counts, [pd.read_parquet(run / path) for path in paths]
+
+
+def test_every_value_stands_at_its_cell_whatever_the_order_of_the_tables(inputs):
+    counts, tables = inputs
+    shuffled = [table.sample(frac=1, random_state=i) for i, table in enumerate(tables)]
+    result = annotate(counts, *shuffled)
+    library_size, latent, umap, cells = (table.set_index("cell_id") for table in tables)
+    names = result.obs_names
+    assert list(names) == list(counts.obs_names)
+    np.testing.assert_array_equal(
+        result.obs["library_size"], library_size.loc[names, "library_size"]
+    )
+    means = latent.loc[names, [f"mean_{d}" for d in range(4)]].to_numpy(np.float32)
+    np.testing.assert_array_equal(result.obsm["X_vae"], means)
+    np.testing.assert_array_equal(
+        result.obsm["X_umap"][:, 0], umap.loc[names, "umap_1"].astype("f4")
+    )
+    query = cells[cells["split"] == "query"]
+    np.testing.assert_array_equal(result.obs.loc[query.index, "score"], query["score"])
+    np.testing.assert_array_equal(result.obs.loc[query.index, "is_anomaly"], query["is_anomaly"])
+
+
+def test_cells_outside_the_query_have_no_result(inputs):
+    counts, tables = inputs
+    result = annotate(counts, *tables)
+    others = result.obs[result.obs["split"] != "query"]
+    assert others[["score", "p_value", "q_value"]].isna().all().all()
+    assert not others["is_anomaly"].any()
+    assert result.obs["is_anomaly"].dtype == bool and result.obs["is_anomaly"].any()
+
+
+def test_counts_stay_raw_and_x_is_their_normalised_logarithm(inputs):
+    counts, tables = inputs
+    result = annotate(counts, *tables)
+    assert (result.layers["counts"] != counts.X).nnz == 0
+    assert result.layers["counts"].dtype == np.int32
+    assert result.X.format == "csr" and result.X.dtype == np.float32
+    sizes = result.obs["library_size"].to_numpy()
+    expected = np.log1p(counts.X.toarray() / sizes[:, None] * np.median(sizes))
+    np.testing.assert_allclose(result.X.toarray(), expected, rtol=1e-5)
+
+
+def test_depth_alone_makes_no_difference_after_normalisation():
+    profile = np.array([4, 0, 10, 2])
+    X = normalise(sparse.csr_matrix(np.stack([profile, 3 * profile])), np.array([16.0, 48.0]))
+    np.testing.assert_allclose(X.toarray()[0], X.toarray()[1], rtol=1e-6)
+
+
+def test_a_cell_without_library_size_is_named_in_one_line(inputs):
+    counts, (library_size, *rest) = inputs
+    with pytest.raises(InputError, match=r"library_size\.parquet"):
+        annotate(counts, library_size.iloc[1:], *rest)
+
+
+def test_scanpy_opens_and_plots_it_and_the_bytes_are_stable(inputs, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    scanpy = pytest.importorskip("scanpy")
+    counts, tables = inputs
+    for name in ("one.h5ad", "two.h5ad"):
+        write_h5ad(annotate(counts, *tables), tmp_path / name)
+    assert (tmp_path / "one.h5ad").read_bytes() == (tmp_path / "two.h5ad").read_bytes()
+    opened = scanpy.read_h5ad(tmp_path / "one.h5ad")
+    figure = scanpy.pl.umap(opened, color=["is_anomaly", "score"], show=False, return_fig=True)
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["is_anomaly", "score"]

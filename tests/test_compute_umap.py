@@ -1,0 +1,31 @@
+"""The plane holds every cell, however few, and is the same each time."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import compute_umap
+
+
+@pytest.mark.parametrize(("n_cells", "n_latent"), [(1, 3), (3, 1), (5, 2), (12, 10), (80, 1)])
+def test_umap_places_every_cell_of_small_sets(n_cells, n_latent):
+    Z = np.random.default_rng(0).normal(size=(n_cells, n_latent))
+    plane = compute_umap.compute_umap(Z, n_neighbors=15, seed=1)
+    assert plane.shape == (n_cells, 2) and np.isfinite(plane).all()
+
+
+def test_umap_is_the_same_again_and_keeps_groups_apart(monkeypatch):
+    monkeypatch.setattr(compute_umap, "MAX_FITTED", 150)  # so that half the cells are placed later
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1], 100)
+    Z = rng.normal(size=(200, 4)) + 20 * group[:, None]
+    plane = compute_umap.compute_umap(Z, n_neighbors=15, seed=1)
+    np.testing.assert_array_equal(plane, compute_umap.compute_umap(Z, n_neighbors=15, seed=1))
+    centres = [plane[group == g].mean(axis=0) for g in (0, 1)]
+    nearest = np.argmin([np.linalg.norm(plane - c, axis=1) for c in centres], axis=0)
+    assert (nearest == group).all()
+
+
+def test_posterior_means_come_in_the_order_of_their_numbers():
+    latent = pd.DataFrame({f"mean_{i}": [float(i)] for i in (10, 2, 0)} | {"variance_0": [9.0]})
+    np.testing.assert_array_equal(compute_umap.posterior_means(latent), [[0.0, 2.0, 10.0]])

@@ -1,0 +1,180 @@
+"""Figures have the width journals want, the same bytes each time, and their source data."""
+
+import re
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import figure_style
+import plot_anomalies
+import plot_latent
+import plot_library_size
+import plot_pruning
+import plot_qc
+import plot_training
+from fake_run import write_fake_run
+from figure_style import category_colours, save_figure, shorten
+
+MM_PER_POINT = 25.4 / 72
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    return write_fake_run(tmp_path_factory.mktemp("fake_run"), n_cells=200)
+
+
+def read_json(path):
+    return pd.read_json(path, typ="series").to_dict()
+
+
+def draw_all(run) -> dict:
+    """Each figure as (figure, table), from the files of a run."""
+    qc = pd.concat([pd.read_parquet(p) for p in sorted(run.glob("preprocess/*.qc.parquet"))])
+    summaries = sorted(run.glob("preprocess/donor*.summary.json"))
+    limits = {p.name.removesuffix(".summary.json"): plot_qc.read_limits(p) for p in summaries}
+    splits = pd.read_csv(run / "preprocess/splits.tsv", sep="\t")
+    sizes = pd.read_parquet(run / "library_size/library_size.parquet")
+    cells = pd.read_parquet(run / "anomaly/cells.parquet")
+    train, prune = run / "train/seed1", run / "prune/seed1"
+    obs = plot_latent.read_obs(
+        run / "preprocess/counts.h5ad", ["sample", "role", "split", "cell_type", "not there"]
+    )
+    umap = pd.read_parquet(run / "embed/seed1/umap.parquet")
+    return {
+        "qc": plot_qc.draw(qc.reset_index(drop=True), limits),
+        "library_size": plot_library_size.draw(sizes, splits),
+        "training": plot_training.draw(
+            pd.read_parquet(train / "history.parquet"),
+            pd.read_parquet(train / "kl.parquet"),
+            read_json(train / "summary.json"),
+        ),
+        "pruning": plot_pruning.draw(
+            pd.read_parquet(prune / "evidence.parquet"),
+            pd.read_csv(prune / "elbo.tsv", sep="\t"),
+            plot_pruning.read_thresholds(read_json(prune / "summary.json")),
+        ),
+        "latent": plot_latent.draw(plot_latent.join_cells(umap, obs, cells)),
+        "anomalies": plot_anomalies.draw(cells, read_json(run / "anomaly/summary.json")),
+    }
+
+
+def outputs(folder, name):
+    kinds = {"pdf": "pdf", "svg": "svg", "png": "png", "table": "tsv"}
+    return SimpleNamespace(**{k: folder / f"{name}.{end}" for k, end in kinds.items()})
+
+
+@pytest.fixture(scope="session")
+def figures(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    for name, drawn in draw_all(run).items():
+        save_figure(*drawn, outputs(folder, name))
+    return folder
+
+
+NAMES = ("qc", "library_size", "training", "pruning", "latent", "anomalies")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_two_columns_wide(figures, name):
+    box = re.search(rb"/MediaBox \[([^\]]*)\]", (figures / f"{name}.pdf").read_bytes())[1].split()
+    assert float(box[2]) * MM_PER_POINT == pytest.approx(183, abs=0.1)
+    with Image.open(figures / f"{name}.png") as image:
+        assert image.width / 300 * 25.4 == pytest.approx(183, abs=0.2)
+        assert image.info["dpi"][0] == pytest.approx(300, abs=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_stays_text(figures, name):
+    pdf = (figures / f"{name}.pdf").read_bytes()
+    assert b"/Type3" not in pdf and b"/CIDFontType2" in pdf
+    assert "<text" in (figures / f"{name}.svg").read_text(encoding="utf-8")
+
+
+def test_same_bytes_when_made_again(run, figures, tmp_path):
+    for name, drawn in draw_all(run).items():
+        save_figure(*drawn, outputs(tmp_path, name))
+    for path in sorted(figures.iterdir()):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+    assert len(list(figures.iterdir())) == 4 * len(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_source_data(figures, name):
+    assert len(pd.read_csv(figures / f"{name}.tsv", sep="\t")) > 0
+
+
+def test_source_data_holds_every_query_cell(run, figures):
+    cells = pd.read_parquet(run / "anomaly/cells.parquet")
+    table = pd.read_csv(figures / "anomalies.tsv", sep="\t", low_memory=False)
+    shown = table[(table["panel"] == "c") & (table["split"] == "query")]
+    assert set(shown["cell_id"]) == set(cells.loc[cells["split"] == "query", "cell_id"])
+
+
+def test_leaves_no_setting_behind(run):
+    before = dict(matplotlib.rcParams)
+    draw_all(run)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "n_cells", "share_odd"), [(1, 3, 0), (1, 60, 0), (2, 8, 1.0), (40, 400, 0.1)]
+)
+def test_draws_extremes(tmp_path, n_samples, n_cells, share_odd):
+    drawn = draw_all(write_fake_run(tmp_path, n_samples, n_cells, share_odd))
+    for figure, table in drawn.values():
+        figure.draw_without_rendering()
+        assert "panel" not in table or table["panel"].notna().all()
+
+
+def test_many_cells_become_an_image(run, tmp_path, monkeypatch):
+    for module in (figure_style, plot_latent):
+        monkeypatch.setattr(module, "MAX_VECTOR_MARKS", 150)
+    save_figure(*draw_all(run)["latent"], outputs(tmp_path, "latent"))
+    svg = (tmp_path / "latent.svg").read_text(encoding="utf-8")
+    assert "<image" in svg and svg.count("<use") < 150
+
+
+def test_wilson_interval_agrees_with_statsmodels():
+    from statsmodels.stats.proportion import proportion_confint
+
+    k, n = np.array([0, 1, 7, 50, 50]), np.array([10, 10, 50, 100, 50])
+    low, high = plot_anomalies.wilson_interval(k, n)
+    expected = proportion_confint(k, n, method="wilson")
+    np.testing.assert_allclose(low, expected[0], atol=1e-12)
+    np.testing.assert_allclose(high, expected[1], atol=1e-12)
+
+
+def test_quantile_bands_hold_for_uniform_p_values():
+    p_values = np.sort(np.random.default_rng(0).random((40_000, 4)), axis=1)
+    bands = plot_anomalies.quantiles(p_values[0])
+    for side, expected in (("low", 0.025), ("high", 0.975)):
+        below = (p_values <= bands[side].to_numpy()).mean(axis=0)
+        np.testing.assert_allclose(below, expected, atol=0.004)
+
+
+def test_largest_categories_keep_their_names():
+    values = pd.Series([f"s{i:02d}" for i in range(30) for _ in range(30 - i)])
+    colours = category_colours(values, most=12)
+    assert list(colours) == [f"s{i:02d}" for i in range(11)] + ["other"]
+    assert len(set(colours.values())) == 12
+
+
+def test_name_that_looks_like_a_formula_is_printed_as_it_is():
+    assert shorten("$x_1$") == r"\$x_1\$"
+    assert len(shorten("a" * 80)) == 22
+
+
+def test_limits_that_are_off_are_not_drawn(run):
+    limits = plot_qc.read_limits(run / "preprocess/donor1.summary.json")
+    assert limits == {"min_counts": 500.0, "max_pct_mito": 9.0}
+
+
+def test_input_without_mitochondrial_genes_says_so(run):
+    qc = pd.read_parquet(run / "preprocess/donor1.qc.parquet").assign(pct_mito=np.nan, kept=True)
+    figure, _ = plot_qc.draw(qc, {})
+    figure.draw_without_rendering()
+    assert "no such genes" in " ".join(text.get_text() for text in figure.axes[2].texts)

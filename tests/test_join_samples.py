@@ -1,0 +1,102 @@
+"""Samples are joined on shared genes only, and what cannot be joined is said."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from job import InputError
+from join_samples import cell_ids, join_samples
+
+SYMBOLS = [f"GENE{i}" for i in range(40)]
+
+
+def make_sample(name, genes, n_cells=4, cells=None, **obs) -> anndata.AnnData:
+    rng = np.random.default_rng(len(name) + len(genes))
+    X = sparse.csr_matrix(rng.poisson(3, (n_cells, len(genes))).astype(np.int32))
+    table = pd.DataFrame({"sample": [name] * n_cells, "role": "reference"} | obs)
+    table.index = cells or [f"{name}_{i}" for i in range(n_cells)]
+    return anndata.AnnData(X, obs=table, var=pd.DataFrame(index=genes))
+
+
+def test_counts_of_each_cell_and_gene_survive_the_join():
+    first = make_sample("a", SYMBOLS)
+    second = make_sample("b", [*reversed(SYMBOLS[5:]), "ONLY_B"], n_cells=3)
+    joined, lost, warnings = join_samples([first, second])
+    assert joined.var_names.tolist() == SYMBOLS[5:]
+    assert joined.X.format == "csr"
+    assert joined.X.dtype == np.int32
+    assert lost == {"a": 5, "b": 1}
+    assert warnings == []
+    for sample in (first, second):
+        expected = sample[:, joined.var_names].to_df()
+        pd.testing.assert_frame_equal(
+            joined[sample.obs_names].to_df(), expected, check_names=False, check_dtype=False
+        )
+
+
+def test_only_clashing_names_get_the_sample_and_all_of_them_do():
+    ids = cell_ids(np.array(["x", "y", "x", "z"]), np.array(["a", "a", "b", "b"]))
+    assert ids.tolist() == ["a:x", "y", "b:x", "z"]
+    assert ids.name == "cell_id"
+
+
+def test_an_ambiguous_id_is_an_error():
+    with pytest.raises(InputError, match="cell a:x: two cells would have this id"):
+        cell_ids(np.array(["x", "x", "a:x"]), np.array(["a", "b", "c"]))
+
+
+def test_columns_of_different_types_or_of_one_sample_only_can_be_written(tmp_path):
+    first = make_sample("a", SYMBOLS, batch=1, good=True, note=["x", "y", "x", "z"])
+    second = make_sample("b", SYMBOLS, batch="two", age=3)
+    joined = join_samples([first, second])[0]
+    joined.write_h5ad(tmp_path / "joined.h5ad")
+    obs = anndata.read_h5ad(tmp_path / "joined.h5ad").obs
+    assert obs["batch"].tolist() == ["1"] * 4 + ["two"] * 4
+    assert obs["good"].tolist()[:4] == ["True"] * 4
+    assert obs["good"].isna().tolist() == [False] * 4 + [True] * 4
+    assert obs["age"].tolist()[4:] == [3] * 4
+
+
+def ensembl(n, version=""):
+    return [f"ENSG{i:011d}{version}" for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (SYMBOLS, ensembl(40), "one sample has Ensembl ids and the other symbols"),
+        (SYMBOLS, [s.capitalize() for s in SYMBOLS], "upper and lower case"),
+        (ensembl(40, ".3"), ensembl(40, ".12"), "version suffixes"),
+        (SYMBOLS, [f"AT1G{i}" for i in range(30)], "different species, annotations or assays"),
+    ],
+)
+def test_names_that_do_not_match_are_shown_and_explained(first, second, message):
+    with pytest.raises(InputError, match=message) as error:
+        join_samples([make_sample("s1", first), make_sample("s2", second)])
+    text = str(error.value)
+    assert f"share only 0 genes, fewer than half of the {min(len(first), len(second))}" in text
+    assert f"s1 has {first[0]} {first[1]}" in text
+    assert f"s2 has {second[0]} {second[1]}" in text
+
+
+def test_the_odd_sample_out_is_the_one_shown():
+    samples = [make_sample(name, SYMBOLS) for name in ("s1", "s2")]
+    with pytest.raises(InputError, match="s3 has ENSG"):
+        join_samples([*samples, make_sample("s3", ensembl(40))])
+
+
+def test_few_shared_genes_are_a_warning():
+    second = make_sample("b", SYMBOLS[:28] + [f"NEW{i}" for i in range(12)])
+    warnings = join_samples([make_sample("a", SYMBOLS), second])[2]
+    assert len(warnings) == 1
+    assert "only 28 genes are shared" in warnings[0]
+
+
+def test_gene_ids_stay_with_their_genes():
+    first = make_sample("a", SYMBOLS)
+    second = make_sample("b", [*reversed(SYMBOLS)])
+    second.var["gene_id"] = ["id_" + gene for gene in second.var_names]
+    joined = join_samples([first, second])[0]
+    assert joined.var["gene_id"].tolist() == ["id_" + gene for gene in joined.var_names]

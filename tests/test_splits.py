@@ -1,0 +1,162 @@
+"""Reference cells are parted as asked, by names and seed alone."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from job import InputError
+from splits import split_cells
+
+SETTINGS = {"validation": 0.1, "calibration": 0.33, "by": "auto", "min_donors": 6}
+
+
+def make_obs(n_reference: int, n_query: int = 50, **columns) -> pd.DataFrame:
+    obs = pd.DataFrame(
+        {
+            "sample": ["r"] * n_reference + ["q"] * n_query,
+            "cell": [f"c{i}" for i in range(n_reference + n_query)],
+            "role": ["reference"] * n_reference + ["query"] * n_query,
+        }
+    )
+    return obs.assign(**columns)
+
+
+def with_donors(sizes, names=None) -> pd.DataFrame:
+    names = names or [f"d{i}" for i in range(len(sizes))]
+    donors = np.repeat(names, sizes).tolist()
+    return make_obs(len(donors), donor=[*donors, *["new"] * 50])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=40),
+    validation=st.floats(0.05, 0.3),
+    calibration=st.floats(0.1, 0.5),
+)
+def test_fractions_hold_within_one_cell_in_all_and_two_in_each_sample(
+    sizes, validation, calibration
+):
+    sizes = [*sizes, 300]
+    n = sum(sizes)
+    obs = make_obs(n)
+    obs.loc[: n - 1, "sample"] = np.repeat([f"s{i}" for i in range(len(sizes))], sizes)
+    asked = SETTINGS | {"validation": validation, "calibration": calibration}
+    split, by, _ = split_cells(obs, asked, seed=1)
+    assert by == "cell"
+    assert (split[n:] == "query").all()
+    assert abs((split == "validation").sum() - validation * n) <= 1
+    assert abs((split == "calibration").sum() - calibration * n) <= 1
+    for name, size in zip(*np.unique(obs["sample"][:n], return_counts=True), strict=True):
+        here = split[:n][obs["sample"][:n] == name]
+        assert abs((here == "validation").sum() - validation * size) <= 2
+        assert abs((here == "calibration").sum() - calibration * size) <= 2
+
+
+def test_batches_within_a_sample_are_strata_too():
+    obs = make_obs(1000, batch=["a"] * 100 + ["b"] * 900 + ["a"] * 50)
+    for seed in range(5):
+        split = split_cells(obs, SETTINGS, seed)[0]
+        assert abs((split[:100] == "calibration").sum() - 33) <= 2
+
+
+def test_permuting_cells_permutes_the_split():
+    obs = make_obs(400, batch=["a", "b"] * 225)
+    order = np.random.default_rng(0).permutation(len(obs))
+    split = split_cells(obs, SETTINGS, seed=3)[0]
+    assert (split_cells(obs.iloc[order], SETTINGS, seed=3)[0] == split[order]).all()
+    donors = with_donors([60, 50, 70, 40, 80, 50, 60])
+    order = np.random.default_rng(0).permutation(len(donors))
+    split, by, _ = split_cells(donors, SETTINGS, seed=3)
+    assert by == "donor"
+    assert (split_cells(donors.iloc[order], SETTINGS, seed=3)[0] == split[order]).all()
+
+
+@pytest.mark.parametrize("obs", [make_obs(400), with_donors([60, 50, 70, 40, 80, 50, 60])])
+def test_the_seed_decides(obs):
+    splits = [split_cells(obs, SETTINGS, seed)[0] for seed in (0, 0, 1, 2, 3)]
+    assert (splits[0] == splits[1]).all()
+    assert any((splits[0] != other).any() for other in splits[2:])
+
+
+def test_the_split_is_random_within_a_sample():
+    """No run of neighbours: half of the calibration cells stand in each half of the file."""
+    split = split_cells(make_obs(2000), SETTINGS, seed=0)[0]
+    first = (split[:1000] == "calibration").sum()
+    assert abs(first - 330) < 5 * np.sqrt(2000 * 0.33 * 0.67) / 2
+    # Drawing without order makes "next cell has the same split" as frequent as chance.
+    same = (split[:1999] == split[1:2000]).mean()
+    assert same == pytest.approx(0.57**2 + 0.1**2 + 0.33**2, abs=0.06)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(60, 200), min_size=6, max_size=20), seed=st.integers(0, 99))
+def test_donors_never_straddle_and_shares_are_near_the_asked(sizes, seed):
+    obs = with_donors(sizes)
+    split, by, _ = split_cells(obs, SETTINGS, seed)
+    assert by == "donor"
+    reference = obs["role"] == "reference"
+    per_donor = pd.Series(split[reference]).groupby(obs["donor"][reference].to_numpy()).nunique()
+    assert (per_donor == 1).all()
+    shares = pd.Series(split[reference]).value_counts(normalize=True)
+    largest = max(sizes) / sum(sizes)
+    assert shares["calibration"] == pytest.approx(0.33, abs=largest)
+    assert shares["validation"] == pytest.approx(0.1, abs=largest)
+
+
+def test_equal_donors_are_parted_as_well_as_can_be():
+    split = split_cells(with_donors([100] * 10), SETTINGS, seed=5)[0]
+    assert (split == "validation").sum() == 100
+    assert (split == "calibration").sum() == 300
+
+
+def test_a_donor_with_most_of_the_cells_is_trained_on():
+    obs = with_donors([600] + [40] * 10)
+    for seed in range(10):
+        split = split_cells(obs, SETTINGS, seed)[0]
+        assert set(split[:600]) == {"train"}
+        assert 60 <= (split == "validation").sum() <= 140
+
+
+def test_auto_needs_enough_donors_and_all_cells_to_have_one():
+    assert split_cells(with_donors([60] * 5), SETTINGS, 0)[1] == "cell"
+    assert split_cells(with_donors([60] * 6), SETTINGS, 0)[1] == "donor"
+    obs = with_donors([60] * 6)
+    obs.loc[7, "donor"] = ""
+    assert split_cells(obs, SETTINGS, 0)[1] == "cell"
+    assert split_cells(with_donors([60] * 6), SETTINGS | {"by": "cell"}, 0)[1] == "cell"
+
+
+@pytest.mark.parametrize(
+    ("obs", "change", "message"),
+    [
+        (make_obs(0), {}, "no reference cells.*role reference"),
+        (make_obs(300, 0), {}, "no query cells.*role query"),
+        (make_obs(300), {"by": "donor"}, "300 of 300 reference cells have no donor"),
+        (with_donors([200, 200]), {"by": "donor"}, "has 2 donor"),
+        (make_obs(80), {}, "only 46 train cells and 50 are needed"),
+        (make_obs(300), {"validation": 0.01}, "only 3 validation cells and 10"),
+        (make_obs(300), {"calibration": 0.05}, "only 15 calibration cells and 20"),
+    ],
+)
+def test_what_cannot_be_split_is_said(obs, change, message):
+    with pytest.raises(InputError, match=message):
+        split_cells(obs, SETTINGS | change, seed=0)
+
+
+def test_just_enough_cells_are_enough():
+    asked = SETTINGS | {"validation": 0.2, "calibration": 0.3}
+    split = split_cells(make_obs(100), asked, seed=0)[0]
+    assert (split == "train").sum() == 50
+
+
+def test_a_batch_or_donor_of_the_query_only_is_a_warning():
+    obs = make_obs(300, batch=["a"] * 300 + ["b"] * 50)
+    warnings = split_cells(obs, SETTINGS, seed=0)[2]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("batch b is in the query only")
+    warnings = split_cells(with_donors([300]), SETTINGS, seed=0)[2]
+    assert len(warnings) == 1
+    assert "1 donor(s) of the query are not in the reference" in warnings[0]
+    assert split_cells(with_donors([60] * 6), SETTINGS, seed=0)[2] == []

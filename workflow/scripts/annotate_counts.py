@@ -1,0 +1,75 @@
+"""Give the user one AnnData object with everything that the run found out about each cell."""
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from compute_umap import posterior_means
+from job import InputError, job, write_h5ad
+
+SCORES = ("score", "p_value", "q_value")
+
+
+def in_order(table: pd.DataFrame, cell_ids: pd.Index, name: str) -> pd.DataFrame:
+    """The rows of ``table`` in the order of ``cell_ids``; every cell must have exactly one."""
+    indexed = table.set_index("cell_id")
+    if not indexed.index.is_unique or len(cell_ids.difference(indexed.index)):
+        raise InputError(
+            f"{name}: does not hold each cell of the counts once; remove it and run again"
+        )
+    return indexed.loc[cell_ids]
+
+
+def normalise(counts: sparse.csr_matrix, library_size: np.ndarray) -> sparse.csr_matrix:
+    """log(1 + counts / library_size * median library size), CSR float32; empty entries stay so."""
+    scale = np.median(library_size) / library_size
+    X = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
+    X.data = np.log1p(X.data * np.repeat(scale, np.diff(X.indptr))).astype(np.float32)
+    return X
+
+
+def annotate(
+    counts: anndata.AnnData,
+    library_size: pd.DataFrame,
+    latent: pd.DataFrame,
+    umap: pd.DataFrame,
+    cells: pd.DataFrame,
+) -> anndata.AnnData:
+    """All cells: X normalised, layers["counts"] raw, obsm X_vae and X_umap, obs with the scores.
+
+    score, p_value and q_value are NaN and is_anomaly is False for cells that are not in the query.
+    """
+    names = counts.obs_names
+    sizes = in_order(library_size, names, "library_size.parquet")["library_size"].to_numpy()
+    raw = sparse.csr_matrix(counts.X)
+    result = anndata.AnnData(normalise(raw, sizes), obs=counts.obs.copy(), var=counts.var.copy())
+    result.layers["counts"] = raw
+    latent = in_order(latent, names, "latent.parquet")
+    result.obsm["X_vae"] = posterior_means(latent).astype(np.float32)
+    plane = in_order(umap, names, "umap.parquet")[["umap_1", "umap_2"]]
+    result.obsm["X_umap"] = plane.to_numpy(np.float32)
+    query = cells[cells["split"] == "query"].set_index("cell_id").reindex(names)
+    result.obs["library_size"] = sizes
+    for name in SCORES:
+        result.obs[name] = query[name].to_numpy(np.float64)
+    result.obs["is_anomaly"] = (query["is_anomaly"] == True).to_numpy(bool)  # noqa: E712
+    result.uns["anomics"] = {
+        "X": "log1p(counts / library_size * median library size)",
+        "X_vae": "posterior means of the latent variables",
+        "median_library_size": float(np.median(sizes)),
+        "n_query": int(query["score"].notna().sum()),
+        "n_anomalies": int(result.obs["is_anomaly"].sum()),
+    }
+    return result
+
+
+if __name__ == "__main__":
+    with job(snakemake) as log:
+        tables = [
+            pd.read_parquet(snakemake.input[name])
+            for name in ("library_size", "latent", "umap", "cells")
+        ]
+        result = annotate(anndata.read_h5ad(snakemake.input.counts), *tables)
+        write_h5ad(result, snakemake.output[0])
+        log.info("%d cells, %d genes", *result.shape)

@@ -1,0 +1,228 @@
+"""The library size of each cell: its sequencing depth, over all genes before feature selection."""
+
+from dataclasses import dataclass
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+from scipy import sparse
+
+from job import InputError, job, write_json, write_parquet, write_tsv
+
+# Beyond this ratio of the medians depth and role are confounded.
+MAX_MEDIAN_RATIO = 2.0
+# A column this far off the counts' own totals is on another scale (size factors around one).
+MAX_SCALE_RATIO = 10.0
+# Median of ratios on sparse counts compares ones with ones: sizes that spread less than half as
+# much (in logarithms) as the totals no longer follow depth.
+MIN_SPREAD = 0.5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The kept cells of one sample that are in counts.h5ad, with all its genes."""
+
+    name: str
+    X: sparse.csr_matrix  # (cells, genes)
+    genes: pd.Index
+    obs: pd.DataFrame  # index: the input's cell names
+    rows: np.ndarray  # place of each cell in counts.h5ad
+
+    @property
+    def total(self) -> np.ndarray:
+        return np.asarray(self.X.sum(axis=1)).ravel().astype(float)
+
+
+def take_cells(counts: anndata.AnnData, cells: pd.DataFrame) -> Sample:
+    """The cells of one sample in the order of ``cells`` (obs of counts.h5ad: sample, cell)."""
+    name = str(counts.obs["sample"].iloc[0])
+    rows = np.flatnonzero((cells["sample"].astype(str) == name).to_numpy())
+    place = counts.obs_names.get_indexer(cells["cell"].astype(str).to_numpy()[rows])
+    return Sample(
+        name, sparse.csr_matrix(counts.X[place]), counts.var_names, counts.obs.iloc[place], rows
+    )
+
+
+def median_of_ratios(samples: list[Sample]) -> list[np.ndarray]:
+    r"""DESeq2's size factors, the ``poscounts`` variant, on the scale of counts.
+
+    .. math::
+        \log m_g = \frac{1}{n} \sum_{i: x_{ig} > 0} \log x_{ig}, \qquad
+        f_i = \operatorname{median}_{g: x_{ig} > 0} \frac{x_{ig}}{m_g}, \qquad
+        s_i = f_i \frac{\operatorname{median}_k t_k}{\operatorname{median}_k f_k}
+
+    with x counts (the median is taken of logarithms), n all cells of all samples, t_i the total
+    count over all genes; g runs over the genes that all samples share. Anders & Huber 2010,
+    doi:10.1186/gb-2010-11-10-r106; poscounts: Love et al. 2014, doi:10.1186/s13059-014-0550-8.
+
+    Returns
+    -------
+    For each sample its library sizes, (cells,).
+
+    Raises
+    ------
+    InputError: a cell has no count in the shared genes.
+    """
+    shared = samples[0].genes
+    for sample in samples[1:]:
+        shared = shared[shared.isin(sample.genes)]
+    logs = []
+    for sample in samples:
+        log_counts = sample.X[:, sample.genes.get_indexer(shared)].astype(float)
+        log_counts.eliminate_zeros()
+        empty = np.flatnonzero(np.diff(log_counts.indptr) == 0)
+        if empty.size:
+            raise InputError(
+                f"sample {sample.name}: cell {sample.obs.index[empty[0]]} has no count in the "
+                f"{len(shared)} genes that all samples share; set library_size.method: total"
+            )
+        log_counts.data = np.log(log_counts.data)
+        logs.append(log_counts)
+    n_cells = sum(log_counts.shape[0] for log_counts in logs)
+    log_mean = sum(np.asarray(log_counts.sum(axis=0)).ravel() for log_counts in logs) / n_cells
+
+    factors = []
+    for log_counts in logs:
+        ratios = log_counts.data - log_mean[log_counts.indices]
+        cells = np.split(ratios, log_counts.indptr[1:-1])
+        factors.append(np.exp([np.median(cell) for cell in cells]))
+    scale = np.median(np.concatenate([sample.total for sample in samples]))
+    scale /= np.median(np.concatenate(factors))
+    return [factor * scale for factor in factors]
+
+
+def from_column(sample: Sample, column: str) -> np.ndarray:
+    """The obs column of the user's file, as it stands there.
+
+    Where the input's column had a name that the pipeline itself uses, importing renamed it to
+    ``<column>_input``, and that one is meant.
+
+    Raises
+    ------
+    InputError: no such column; a value that is no number, not finite or not positive.
+    """
+    renamed = f"{column}_input"
+    found = renamed if renamed in sample.obs else column
+    if found not in sample.obs:
+        raise InputError(
+            f"sample {sample.name}: library_size.column is {column}, but its cells have no such "
+            f"column (they have {', '.join(map(str, sample.obs.columns))}); correct it or set "
+            "library_size.method: total"
+        )
+    values = sample.obs[found]
+    sizes = pd.to_numeric(values.astype(object), errors="coerce").to_numpy(dtype=float)
+    bad = np.flatnonzero(~(np.isfinite(sizes) & (sizes > 0)))
+    if bad.size:
+        raise InputError(
+            f"sample {sample.name}: cell {sample.obs.index[bad[0]]} has {column} "
+            f"{values.iloc[bad[0]]}, and {bad.size} cells in all are so; library sizes must be "
+            "finite and positive: mend the column or set library_size.method: total"
+        )
+    return sizes
+
+
+def library_sizes(
+    samples: list[Sample], method: str, column: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The library size and the total count of each cell, in the order of counts.h5ad."""
+    totals = [sample.total for sample in samples]
+    if method == "median_of_ratios":
+        sizes = median_of_ratios(samples)
+    elif method == "column":
+        if not column:
+            raise InputError("library_size.method is column, but library_size.column is empty")
+        sizes = [from_column(sample, column) for sample in samples]
+    else:
+        sizes = totals
+    order = np.argsort(np.concatenate([sample.rows for sample in samples]))
+    return np.concatenate(sizes)[order], np.concatenate(totals)[order]
+
+
+def quantiles(sizes: pd.Series) -> dict[str, float]:
+    """Number, median and spread of library sizes."""
+    levels = {"median": 0.5, "q05": 0.05, "q25": 0.25, "q75": 0.75, "q95": 0.95}
+    return {"n_cells": len(sizes)} | {k: float(sizes.quantile(q)) for k, q in levels.items()}
+
+
+def summarise(cells: pd.DataFrame, sizes: np.ndarray, totals: np.ndarray, method: str) -> dict:
+    """What the report shows of the library sizes, and its warnings.
+
+    Parameters
+    ----------
+    cells: obs of counts.h5ad (role). sizes, totals: (cells,).
+    """
+    by_role = {
+        role: quantiles(pd.Series(sizes[(cells["role"].astype(str) == role).to_numpy()]))
+        for role in ("reference", "query")
+    }
+    reference, query = by_role["reference"]["median"], by_role["query"]["median"]
+    warnings = []
+    if not 1 / MAX_MEDIAN_RATIO <= query / reference <= MAX_MEDIAN_RATIO:
+        warnings.append(
+            f"the median library size is {reference:.4g} in reference and {query:.4g} in query "
+            "cells, so depth and role are confounded; look at the depth checks of the anomaly "
+            "stage, or thin the deeper cells to the depth of the others"
+        )
+    median, total = float(np.median(sizes)), float(np.median(totals))
+    if not 1 / MAX_SCALE_RATIO <= median / total <= MAX_SCALE_RATIO:
+        warnings.append(
+            f"the median library size is {median:.4g} and the median total count {total:.4g}, but "
+            "the model takes library sizes on the scale of counts; multiply the column by "
+            f"{total / median:.4g}"
+        )
+    spread = _log_iqr(sizes) / _log_iqr(totals) if _log_iqr(totals) > 0 else 1.0
+    if method == "median_of_ratios" and spread < MIN_SPREAD:
+        warnings.append(
+            f"library sizes by median of ratios spread only {spread:.2f} times as much as total "
+            "counts, since the counts are too sparse for them; set library_size.method: total"
+        )
+    return {
+        "method": method,
+        "n_cells": len(sizes),
+        "median": median,
+        "median_total_counts": total,
+        "by_role": by_role,
+        "query_over_reference": query / reference,
+        "spread_over_total_counts": spread,
+        "spearman_total_counts": _spearman(sizes, totals),
+        "warnings": warnings,
+    }
+
+
+def _log_iqr(sizes: np.ndarray) -> float:
+    return float(np.subtract(*np.quantile(np.log(sizes), [0.75, 0.25])))
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Rank correlation; None where one of them is constant (JSON has no NaN)."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(pd.Series(a).rank().corr(pd.Series(b).rank()))
+
+
+if __name__ == "__main__":
+    with job(snakemake) as log:
+        with h5py.File(snakemake.input.counts) as file:
+            cells = read_elem(file["obs"])
+        samples = [take_cells(anndata.read_h5ad(path), cells) for path in snakemake.input.samples]
+        method = snakemake.params.method
+        sizes, totals = library_sizes(samples, method, snakemake.params.column)
+        table = pd.DataFrame(
+            {
+                "cell_id": cells.index.astype(str),
+                "sample": cells["sample"].astype(str).to_numpy(),
+                "library_size": sizes,
+                "log_offset": np.log(sizes),
+            }
+        )
+        by_sample = table.groupby("sample", sort=False)["library_size"]
+        rows = [{"sample": name} | quantiles(part) for name, part in by_sample]
+        summary = summarise(cells, sizes, totals, method)
+        write_parquet(table, snakemake.output.library_size)
+        write_tsv(pd.DataFrame(rows), snakemake.output.samples)
+        write_json(summary, snakemake.output.summary)
+        log.info("%s: median library size %.4g", method, summary["median"])
+        for warning in summary["warnings"]:
+            log.warning(warning)

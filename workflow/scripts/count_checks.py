@@ -1,0 +1,147 @@
+"""What can be wrong with a file of counts, in one line each, and the clean matrix if nothing is.
+
+Every function raises :class:`job.InputError`: where: what is wrong; what to do.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata.utils import make_index_unique
+from scipy import sparse
+
+from job import InputError
+
+LARGEST_COUNT = np.iinfo(np.int32).max
+
+# A cell of these names is a gene: the table has genes as rows.
+GENES_IN_EVERY_CELL = {"ACTB", "GAPDH", "MALAT1", "Actb", "Gapdh", "Malat1"}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a reader raises on ``path`` into one line that names the file.
+
+    On damaged files h5py, zarr, anndata, scipy and pandas raise almost anything, some of it of
+    private classes, so everything is caught here; wrap nothing but reading.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{error.filename or path}: there is no such file; correct the path in the sample table"
+        ) from error
+    except PermissionError as error:
+        raise InputError(f"{path}: may not be read; give yourself read permission") from error
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"{path}: cannot be read ({what}); it is damaged, cut short or of another format: "
+            "fetch it again, or set the column format"
+        ) from error
+
+
+def clean_names(names: pd.Index, what: str, path: Path) -> tuple[pd.Index, list[str]]:
+    """Names as unique strings (``-1``, ``-2`` after the later ones) and warnings about changes.
+
+    ``what`` is "cell" or "gene". Raises InputError for a missing or empty name.
+    """
+    empty = np.flatnonzero(names.isna() | (names.astype(str).str.strip() == ""))
+    if len(empty):
+        raise InputError(
+            f"{path}: {what} number {empty[0] + 1} has no name ({len(empty)} without one in all); "
+            f"give every {what} a name"
+        )
+    names = pd.Index(names.astype(str).to_numpy(dtype=object), dtype=object)
+    n_duplicates = int(names.duplicated().sum())
+    if n_duplicates == 0:
+        return names, []
+    first = names[names.duplicated()][0]
+    warning = (
+        f"{path}: {n_duplicates} {what} names occur more than once (such as {first!r}) and got a "
+        f"suffix (-1, -2, ...); rename them if they should match other samples"
+    )
+    return make_index_unique(names), [warning]
+
+
+def check_shape(shape: tuple[int, int], n_cells: int, n_genes: int, path: Path) -> None:
+    """Raise InputError unless names fit the matrix and it has at least one cell and one gene."""
+    for n_rows, n_names, what in ((shape[0], n_cells, "cell"), (shape[1], n_genes, "gene")):
+        if n_rows != n_names:
+            raise InputError(
+                f"{path}: {n_names} {what} names for a matrix of {n_rows} {what}s; the file or "
+                "folder mixes two data sets or is cut short: export it again"
+            )
+        if n_rows == 0:
+            raise InputError(f"{path}: has no {what}s; check how the file was made")
+
+
+def as_counts(
+    X,
+    cells: pd.Index,
+    genes: pd.Index,
+    where: str,
+    mend_fractions: Callable[[], str] = lambda: "give the raw counts",
+) -> sparse.csr_matrix:
+    """The matrix (cells x genes) as canonical CSR int32 without stored zeros.
+
+    Dense, CSR, CSC and COO of any integer or float type are fine as long as every value is a whole
+    number between 0 and 2^31 - 1; else InputError names the first cell and gene that is not.
+    ``mend_fractions`` says what to do about fractions; it is called only if there are any.
+    """
+    if not (sparse.issparse(X) or isinstance(X, np.ndarray)) or X.dtype.kind not in "biuf":
+        kind = getattr(X, "dtype", type(X).__name__)
+        raise InputError(f"{where}: the matrix holds {kind}, not numbers; give the raw counts")
+    X = sparse.csr_matrix(X)
+    _check_values(X, cells, genes, where, mend_fractions)
+    if not X.has_canonical_format:
+        X = X.astype(np.int64)  # the sum of two entries may not fit the type of one
+        X.sum_duplicates()
+        _check_values(X, cells, genes, where, mend_fractions)
+    counts = sparse.csr_matrix((X.data.astype(np.int32), X.indices, X.indptr), shape=X.shape)
+    counts.eliminate_zeros()
+    return counts
+
+
+def _check_values(X, cells, genes, where, mend_fractions) -> None:
+    """Raise InputError for the first value that no count can be."""
+    values = X.data
+    if values.dtype.kind == "f":
+        _raise_at(~np.isfinite(values), X, cells, genes, where, "is {}", "fill or drop it")
+    if values.dtype.kind in "if":
+        problem = "is {}, but a count cannot be negative"
+        mend = "give the raw counts, not scaled or corrected values"
+        _raise_at(values < 0, X, cells, genes, where, problem, mend)
+    if values.dtype.kind == "f":
+        problem = "is {}: not a whole number, this looks like normalised or log-transformed data"
+        _raise_at(values != np.floor(values), X, cells, genes, where, problem, mend_fractions)
+    problem = f"is {{}}, more than the largest possible count {LARGEST_COUNT}"
+    mend = "check that the matrix holds counts"
+    _raise_at(values > LARGEST_COUNT, X, cells, genes, where, problem, mend)
+
+
+def _raise_at(bad, X, cells, genes, where, problem, mend) -> None:
+    if not bad.any():
+        return
+    first = int(np.argmax(bad))
+    cell = cells[np.searchsorted(X.indptr, first, side="right") - 1]
+    gene = genes[X.indices[first]]
+    raise InputError(
+        f"{where}: cell {cell!r}, gene {gene!r} {problem.format(X.data[first])} "
+        f"({int(bad.sum())} such values); {mend() if callable(mend) else mend}"
+    )
+
+
+def warn_if_transposed(cells: pd.Index, path: Path) -> list[str]:
+    """A warning if cells bear the names of genes that every cell expresses."""
+    found = sorted(GENES_IN_EVERY_CELL.intersection(cells))
+    if not found:
+        return []
+    return [
+        f"{path}: a cell is called {found[0]!r}, the name of a gene; if genes are rows and cells "
+        "columns, transpose the table"
+    ]

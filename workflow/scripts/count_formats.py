@@ -1,0 +1,256 @@
+"""Raw counts out of every format that a sample table may name.
+
+``read_counts`` is the only function that other scripts call. The readers of single formats return
+the matrix (cells x genes, not yet checked), obs (index: cell names) and var (index: gene names).
+Files are read piece by piece: only the chosen matrix, obs and var of an AnnData file, and blocks
+of cells of dense tables, so that memory follows the counts and not the file. Nothing is unpickled.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from anndata.io import read_elem
+from scipy import sparse
+
+from cell_ranger import read_10x_h5, read_10x_mtx
+from count_checks import as_counts, check_shape, clean_names, reading, warn_if_transposed
+from dense_formats import read_loom, read_table
+from job import InputError
+
+FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
+FOLDERS = ("10x_mtx", "zarr")
+WITH_MATRICES = ("h5ad", "zarr", "loom")
+SUFFIXES = {
+    ".h5": "10x_h5",
+    ".h5ad": "h5ad",
+    ".loom": "loom",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".txt": "tsv",
+}
+SEPARATORS = {"csv": ",", "tsv": "\t"}
+
+# The names under which files keep what Cell Ranger calls id, feature type and genome.
+VAR_COLUMNS = {
+    "gene_id": ("gene_id", "gene_ids", "ensembl_id", "Accession"),
+    "feature_type": ("feature_types",),
+    "genome": ("genome",),
+}
+
+
+def read_counts(
+    path: str | Path,
+    format: str = "",
+    matrix: str = "",
+    genome: str = "",
+    feature_type: str = "Gene Expression",
+) -> tuple[anndata.AnnData, dict]:
+    """Read the raw counts of one sample and check them.
+
+    Parameters
+    ----------
+    path, format, matrix, genome
+        As in the sample table; "" where it says nothing.
+    feature_type
+        Which features are kept where the file tells types.
+
+    Returns
+    -------
+    AnnData
+        X: CSR int32 counts (cells x genes). obs: the columns of the file, index: unique cell names.
+        var: ``gene_id`` where the file has ids, index: unique gene names.
+    dict
+        ``format``; ``dropped_features``: number of features of each type not kept; ``warnings``.
+
+    Raises
+    ------
+    InputError
+        In one line that names the file, and cell and gene where possible.
+    """
+    path = Path(path)
+    format = _check_format(path, format)
+    if matrix and format not in WITH_MATRICES:
+        raise InputError(f"{path}: a {format} file has one matrix; leave the column matrix empty")
+    with reading(path):
+        X, obs, var = _read(path, format, matrix, genome)
+        if sparse.issparse(X):
+            # Indices that point outside the matrix would crash the interpreter later on.
+            X.check_format(full_check=True)
+    var = _known_columns(var)
+    check_shape(X.shape, len(obs), len(var), path)
+    keep, dropped = _select_features(var, feature_type, genome, path)
+    if not keep.all():
+        X, var = X[:, keep], var[keep]
+    cells, cell_warnings = clean_names(obs.index, "cell", path)
+    genes, gene_warnings = clean_names(var.index, "gene", path)
+    counts = as_counts(X, cells, genes, str(path), lambda: _whole_number_matrices(path, format))
+    var = var[[column for column in ("gene_id",) if column in var]].astype(str).set_axis(genes)
+    adata = anndata.AnnData(counts, obs=obs.set_axis(cells), var=var)
+    warnings = cell_warnings + gene_warnings + warn_if_transposed(cells, path)
+    return adata, {"format": format, "dropped_features": dropped, "warnings": warnings}
+
+
+def tell_format(path: Path) -> str:
+    """The format that a path shows, by its suffix, or by what lies in the folder."""
+    if path.is_dir():
+        is_zarr = any((path / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json"))
+        return "zarr" if is_zarr or path.suffix == ".zarr" else "10x_mtx"
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix == ".mtx":
+        raise InputError(
+            f"{path}: has no names of cells and genes; give the folder that holds it and them"
+        )
+    if suffix not in SUFFIXES:
+        raise InputError(
+            f"{path}: the name does not tell the format; set the column format to one of: "
+            f"{', '.join(FORMATS)}"
+        )
+    return SUFFIXES[suffix]
+
+
+def _check_format(path: Path, format: str) -> str:
+    if format and format not in FORMATS:
+        raise InputError(
+            f"{path}: unknown format {format!r}; set the column format to one of: "
+            f"{', '.join(FORMATS)}"
+        )
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file; correct the path in the sample table")
+    format = format or tell_format(path)
+    if path.is_dir() != (format in FOLDERS):
+        is_a, must_be = ("folder", "file") if path.is_dir() else ("file", "folder")
+        raise InputError(
+            f"{path}: is a {is_a}, but format {format} is a {must_be}; correct the column path or "
+            "format"
+        )
+    return format
+
+
+def _read(path: Path, format: str, matrix: str, genome: str):
+    match format:
+        case "10x_h5":
+            return read_10x_h5(path, genome)
+        case "10x_mtx":
+            return read_10x_mtx(path, genome)
+        case "h5ad" | "zarr":
+            with _open(path, format) as store:
+                return _read_annotated(store, path, matrix)
+        case "loom":
+            return read_loom(path, matrix)
+        case _:
+            return read_table(path, SEPARATORS[format])
+
+
+def _select_features(
+    var: pd.DataFrame, feature_type: str, genome: str, path: Path
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Which features are of the type and genome asked for, and how many of each type are not."""
+    keep = np.ones(len(var), dtype=bool)
+    dropped = {}
+    if "feature_type" in var:
+        types = var["feature_type"].astype(str)
+        keep &= (types == feature_type).to_numpy()
+        if not keep.any():
+            raise InputError(
+                f"{path}: has no features of type {feature_type!r}; set import.feature_type to one "
+                f"of: {', '.join(sorted(set(types)))}"
+            )
+        dropped = {str(t): int(n) for t, n in types[~keep].value_counts().sort_index().items()}
+    if genome:
+        if "genome" not in var:
+            raise InputError(f"{path}: does not tell genomes; leave the column genome empty")
+        genomes = var["genome"].astype(str)
+        if genome not in set(genomes):
+            raise InputError(
+                f"{path}: has no genome {genome!r}; set the column genome to one of: "
+                f"{', '.join(sorted(set(genomes)))}"
+            )
+        other = keep & (genomes != genome).to_numpy()
+        keep &= ~other
+        for name, n in genomes[other].value_counts().sort_index().items():
+            dropped[f"genome {name}"] = int(n)
+        if not keep.any():
+            raise InputError(
+                f"{path}: genome {genome!r} has no features of type {feature_type!r}; correct the "
+                "column genome or import.feature_type"
+            )
+    return keep, dropped
+
+
+def _known_columns(var: pd.DataFrame) -> pd.DataFrame:
+    """Only the columns of VAR_COLUMNS, under their names here."""
+    found = {
+        column: next((name for name in names if name in var), None)
+        for column, names in VAR_COLUMNS.items()
+    }
+    return pd.DataFrame(
+        {column: var[name] for column, name in found.items() if name is not None}, index=var.index
+    )
+
+
+@contextmanager
+def _open(path: Path, format: str) -> Iterator[h5py.File | zarr.Group]:
+    if format == "zarr":
+        yield zarr.open_group(path, mode="r")
+    else:
+        with h5py.File(path, "r") as file:
+            yield file
+
+
+def _read_annotated(store: h5py.File | zarr.Group, path: Path, matrix: str):
+    """Read the chosen matrix, obs and var of an AnnData file or store."""
+    for part in ("obs", "var"):
+        if part not in store:
+            raise InputError(
+                f"{path}: has no {part}, so it is not an AnnData file; set the column format"
+            )
+    matrices = _matrices(store, path)
+    name = matrix or "X"
+    if name not in matrices:
+        what = {"X": "no X", "raw": "no raw"}.get(name, f"no layer {name!r}")
+        raise InputError(
+            f"{path}: has {what}; set the column matrix to one of: {', '.join(matrices) or '-'}"
+        )
+    return matrices[name]()
+
+
+def _matrices(store: h5py.File | zarr.Group, path: Path) -> dict[str, Callable]:
+    """For X, raw and every layer that is there, by its name, what reads it with its obs and var."""
+    if "encoding-type" not in store["obs"].attrs:  # anndata before 0.7 wrote another layout
+        old = anndata.read_h5ad(path)
+        found = {"X": lambda: (old.X, old.obs, old.var)}
+        if old.raw is not None:
+            found["raw"] = lambda: (old.raw.X, old.obs, old.raw.var)
+        return found
+    # The layers last, but X and raw keep their meaning should a layer bear the name.
+    places = {name: (f"layers/{name}", "var") for name in sorted(store.get("layers", {}))}
+    places = {"X": ("X", "var"), "raw": ("raw/X", "raw/var")} | {
+        name: place for name, place in places.items() if name not in ("X", "raw")
+    }
+    return {
+        name: lambda at=at, var=var: tuple(read_elem(store[part]) for part in (at, "obs", var))
+        for name, (at, var) in places.items()
+        if at in store and store[at].attrs.get("encoding-type") != "null"
+    }
+
+
+def _whole_number_matrices(path: Path, format: str) -> str:
+    """What to do about fractions: the matrices of the file that hold whole numbers, if any."""
+    names = []
+    if format in ("h5ad", "zarr"):
+        with reading(path), _open(path, format) as store:
+            for name, read in _matrices(store, path).items():
+                X = read()[0]
+                values = X.data if sparse.issparse(X) else np.asarray(X)
+                if values.dtype.kind in "iuf" and (values >= 0).all() and (values % 1 == 0).all():
+                    names.append(name)
+    if not names:
+        return "give the raw counts"
+    return f"set the column matrix to what holds whole numbers: {' or '.join(names)}"

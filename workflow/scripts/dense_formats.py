@@ -1,0 +1,122 @@
+"""Formats that keep counts as a dense table: loom, csv and tsv, read in blocks of cells.
+
+Loom is read with h5py: the files are plain HDF5, and loompy, its own reader, would bring numba.
+
+Each reader returns the matrix (cells x genes, not yet checked), obs (index: cell names) and var
+(index: gene names).
+"""
+
+import csv
+import gzip
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from count_checks import check_shape
+from job import InputError
+
+LOOM_CELLS = ("CellID", "obs_names")
+LOOM_GENES = ("Gene", "var_names")
+
+# Values held at once (8 bytes each).
+BLOCK_VALUES = 2**22
+
+
+def read_loom(path: Path, matrix: str):
+    """Read a loom file (genes x cells) with h5py, in blocks of cells."""
+    with h5py.File(path, "r") as file:
+        if not {"matrix", "row_attrs", "col_attrs"} <= set(file):
+            raise InputError(f"{path}: is not a loom file; set the column format")
+        layers = sorted(file.get("layers", {}))
+        if matrix not in ("", "X", *layers):
+            raise InputError(
+                f"{path}: has no layer {matrix!r}; set the column matrix to one of: "
+                f"{', '.join(['X', *layers])}"
+            )
+        dataset = file["matrix"] if matrix in ("", "X") else file[f"layers/{matrix}"]
+        obs = _loom_names(file["col_attrs"], LOOM_CELLS, path)
+        var = _loom_names(file["row_attrs"], LOOM_GENES, path)
+        step = max(1, BLOCK_VALUES // max(1, dataset.shape[0]))
+        blocks = [
+            sparse.csr_matrix(dataset[:, start : start + step].T)
+            for start in range(0, dataset.shape[1], step)
+        ]
+        empty = sparse.csr_matrix((0, dataset.shape[0]))
+        X = sparse.vstack([empty, *blocks], format="csr")
+    return X, obs, var
+
+
+def _loom_names(attributes: h5py.Group, names: tuple[str, ...], path: Path) -> pd.DataFrame:
+    """Attributes with one value a row (or column) as a table, indexed by the first of ``names``."""
+    columns = {
+        key: value.asstr()[:] if h5py.check_string_dtype(value.dtype) else value[:]
+        for key, value in attributes.items()
+        if isinstance(value, h5py.Dataset) and value.ndim == 1
+    }
+    name = next((name for name in names if name in columns), None)
+    if name is None:
+        raise InputError(
+            f"{path}: {attributes.name} has none of {', '.join(names)} (it has "
+            f"{', '.join(columns) or 'nothing'}); add one with the names"
+        )
+    index = columns.pop(name)
+    return pd.DataFrame(columns, index=index)
+
+
+def read_table(path: Path, separator: str):
+    """Read a table with a row a cell: its name, then its counts; the header names the genes.
+
+    R leaves out the header's field above the cell names; both forms are read.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file, delimiter=separator), [])
+    if len(header) < 2:
+        other = "tsv" if separator == "," else "csv"
+        raise InputError(
+            f"{path}: the header has no {'comma' if separator == ',' else 'tab'}, so no genes; is "
+            f"the format {other}? set the column format"
+        )
+    try:
+        frames = pd.read_csv(
+            path,
+            sep=separator,
+            header=None,
+            skiprows=1,
+            dtype={0: str},
+            keep_default_na=False,
+            chunksize=max(1, BLOCK_VALUES // len(header)),
+            encoding="utf-8-sig",
+            low_memory=False,
+        )
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{path}: has a header but no cells; check how it was made") from error
+    blocks, cells = [], []
+    for frame in frames:
+        genes = header if len(header) == frame.shape[1] - 1 else header[1:]
+        check_shape((len(frame), frame.shape[1] - 1), len(frame), len(genes), path)
+        values = _numbers(frame.set_index(0).set_axis(genes, axis=1), path)
+        blocks.append(sparse.csr_matrix(values))
+        cells.extend(frame[0])
+    return sparse.vstack(blocks, format="csr"), pd.DataFrame(index=cells), pd.DataFrame(index=genes)
+
+
+def _numbers(frame: pd.DataFrame, path: Path) -> np.ndarray:
+    """The table as float64; InputError names the first cell and gene without a number."""
+    for position in range(frame.shape[1]):
+        column = frame.iloc[:, position]
+        is_number = column.dtype.kind in "iuf"
+        numbers = column if is_number else pd.to_numeric(column.astype(str), errors="coerce")
+        if numbers.isna().any():
+            at = int(np.argmax(numbers.isna()))
+            value = "empty" if is_number or column.iloc[at] == "" else repr(column.iloc[at])
+            raise InputError(
+                f"{path}: row {frame.index[at]!r}, column {frame.columns[position]!r} is {value}, "
+                "not a number; cells are rows and genes columns, and every value is a count"
+            )
+        if not is_number:
+            frame.isetitem(position, numbers)
+    return frame.to_numpy(dtype=np.float64)

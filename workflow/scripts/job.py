@@ -1,0 +1,100 @@
+"""What every job of the pipeline shares: its log, its one-line errors, its writers.
+
+Writers are atomic (a temporary file in the same folder, then a rename), so that a killed job leaves
+no half file under a final name, and byte-stable, so that the same numbers give the same bytes.
+"""
+
+import errno
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class InputError(ValueError):
+    """Something the user can mend. Its text is one line: where: what is wrong; what to do."""
+
+
+@contextmanager
+def job(snakemake) -> Iterator[logging.Logger]:
+    """Log to the rule's log file and end on an :class:`InputError` with one line, exit code 1.
+
+    Anything else that goes wrong is a fault of ours, so it keeps its traceback, in the log and on
+    stderr. A full disk and memory that ran out are the machine's, so they get one line too.
+    """
+    path = Path(str(snakemake.log[0]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
+    log = logging.getLogger("anomics")
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield log
+    except InputError as error:
+        _stop(log, str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            log.exception("stopped by an unexpected error")
+            raise
+        where = error.filename or snakemake.output[0]
+        _stop(log, f"{where}: the disk is full; free some space and run the same command again")
+    except MemoryError:
+        _stop(
+            log,
+            f"rule {snakemake.rule}: not enough memory; run on a machine with more, or raise "
+            "mem_mb for this rule in the profile",
+        )
+    except Exception:
+        log.exception("stopped by an unexpected error")
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _stop(log: logging.Logger, message: str) -> None:
+    """One line to the log (the profile shows failed logs) and the exit code that means failure."""
+    log.error(" ".join(message.split()))
+    sys.exit(1)
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers such as h5py and matplotlib read the format from it.
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_tsv(table, path: str | Path) -> None:
+    """Write a DataFrame as a tab-separated table; numbers with 9 significant digits."""
+    write_atomically(
+        path, lambda p: table.to_csv(p, sep="\t", index=False, float_format="%.9g", na_rep="NA")
+    )
+
+
+def write_parquet(table, path: str | Path) -> None:
+    """Write a DataFrame, without its index, as Parquet."""
+    write_atomically(path, lambda p: table.to_parquet(p, index=False))
+
+
+def write_json(content: dict, path: str | Path) -> None:
+    """Write a dict as JSON with a final newline; NaN and infinity are refused."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+def write_h5ad(adata, path: str | Path) -> None:
+    """Write an AnnData object, gzip compressed (HDF5 stores no time stamp there)."""
+    write_atomically(path, lambda p: adata.write_h5ad(p, compression="gzip"))

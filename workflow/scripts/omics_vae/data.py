@@ -1,0 +1,69 @@
+"""A count matrix into minibatches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CountData:
+    """Raw counts of some cells in the model's genes, with their log library sizes.
+
+    ``counts`` CSR (cells, genes); ``log_offset`` (cells,), natural log of the library size.
+    """
+
+    counts: sp.csr_matrix
+    log_offset: np.ndarray
+
+    def __post_init__(self):
+        if self.counts.shape[0] != len(self.log_offset):
+            raise ValueError(
+                f"{self.counts.shape[0]} cells of counts but {len(self.log_offset)} library sizes"
+            )
+        if not np.isfinite(self.log_offset).all():
+            raise ValueError("a library size is zero, negative or not a number")
+
+    def __len__(self) -> int:
+        return self.counts.shape[0]
+
+    def take(self, cells: np.ndarray) -> "CountData":
+        """The same data for some cells: positions or a boolean mask."""
+        return CountData(self.counts[cells], self.log_offset[cells])
+
+    def batch(self, cells: np.ndarray | slice, device: torch.device) -> Batch:
+        """Dense float32 counts (cells, genes) and log offsets (cells,) on the device."""
+        counts = self.counts[cells].toarray().astype(np.float32, copy=False)
+        offset = self.log_offset[cells].astype(np.float32)
+        return torch.from_numpy(counts).to(device), torch.from_numpy(offset).to(device)
+
+    def chunks(self, size: int, device: torch.device) -> Iterator[Batch]:
+        """All cells in their order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.batch(slice(start, start + size), device)
+
+
+class ShuffledBatches:
+    """The cells of each training step, as a function of the step alone.
+
+    Every epoch is a fresh permutation drawn from (seed, epoch), dealt evenly into batches of at
+    most ``batch_size``. Nothing is remembered between steps, so a training resumed at any step sees
+    the batches that it would have seen.
+    """
+
+    def __init__(self, n_cells: int, batch_size: int, seed: int):
+        self.n_cells, self.seed = n_cells, seed
+        self.steps_per_epoch = max(1, -(-n_cells // batch_size))
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """Positions of the cells of step 0, 1, 2, ..."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            self._epoch, self._order = epoch, rng.permutation(self.n_cells)
+        return self._order[position :: self.steps_per_epoch]

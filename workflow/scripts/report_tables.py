@@ -1,0 +1,117 @@
+"""How the report prints its tables: what each column is called, and how its values read."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table in the report: its heading, what it says, how its values are printed."""
+
+    name: str
+    heading: str
+    show: Callable[[object], str]
+    is_number: bool = True
+
+
+def whole(value: object) -> str:
+    return NONE if pd.isna(value) else f"{int(value):,}"
+
+
+def digits(value: object) -> str:
+    """Three significant digits; large numbers in full."""
+    if pd.isna(value):
+        return NONE
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def percent(value: object) -> str:
+    return NONE if pd.isna(value) else f"{100 * value:.3g} %"
+
+
+def text(value: object) -> str:
+    return NONE if value is None or pd.isna(value) or value == "" else str(value)
+
+
+def yes_no(value: object) -> str:
+    return "yes" if value else "no"
+
+
+def make_table(rows: pd.DataFrame, columns: Iterable[Column]) -> dict:
+    """Headings and printed cells, for the columns that the rows have."""
+    present = [column for column in columns if column.name in rows]
+    cells = [[column.show(value) for value in rows[column.name]] for column in present]
+    return {
+        "headings": [(column.heading, column.is_number) for column in present],
+        "rows": [list(row) for row in zip(*cells, strict=True)],
+    }
+
+
+SAMPLES = (
+    Column("sample", "Sample", text, False),
+    Column("format", "Format", text, False),
+    Column("n_genes", "Genes", whole),
+    Column("n_cells", "Cells read", whole),
+    Column("n_kept", "Cells kept", whole),
+    Column("n_query", "Query cells", whole),
+    Column("n_flagged", "Flagged", whole),
+    Column("share", "Share flagged", percent),
+)
+DROPPED = (
+    Column("sample", "Sample", text, False),
+    Column("quantity", "Quantity", text, False),
+    Column("side", "Dropped if", text, False),
+    Column("limit", "Limit", digits),
+    Column("origin", "Where the limit came from", text, False),
+    Column("n_dropped", "Cells beyond it", whole),
+)
+SPLITS = (
+    Column("sample", "Sample", text, False),
+    Column("role", "Role", text, False),
+    Column("split", "Use", text, False),
+    Column("n_cells", "Cells", whole),
+)
+LIBRARY_SIZES = (
+    Column("sample", "Sample", text, False),
+    Column("n_cells", "Cells", whole),
+    *(Column(q, h, digits) for q, h in (("q05", "5 %"), ("q25", "25 %"), ("median", "Median"))),
+    *(Column(q, h, digits) for q, h in (("q75", "75 %"), ("q95", "95 %"))),
+)
+EVIDENCE = (
+    Column("dimension", "Dimension", whole),
+    Column("kl", "KL (nats)", digits),
+    Column("aggregated_kl", "KL of all cells together (nats)", digits),
+    Column("mean_variance", "Variance of posterior means", digits),
+    Column("ablation", "ELBO lost without it (nats)", digits),
+    Column("kept", "Kept", yes_no, False),
+    Column("reason", "Why", text, False),
+)
+ELBO = (
+    Column("stage", "Model", text, False),
+    Column("n_latent", "Dimensions", whole),
+    Column("elbo", "ELBO (nats per cell)", lambda value: f"{value:,.2f}"),
+    Column("elbo_se", "Standard error", digits),
+    Column("reconstruction", "Reconstruction", lambda value: f"{value:,.2f}"),
+    Column("kl", "KL", digits),
+)
+FLAGGED = (
+    Column("cell_id", "Cell", text, False),
+    Column("sample", "Sample", text, False),
+    Column("library_size", "Library size", digits),
+    Column("score", "Score", digits),
+    Column("p_value", "p", digits),
+    Column("q_value", "q", digits),
+    Column("genes", "Genes that make it odd", text, False),
+)
+CHANNELS = (
+    Column("channel", "Channel", text, False),
+    Column("what", "What it looks at", text, False),
+    Column("spearman_depth", "ρ with depth", digits),
+    Column("fpr_low_depth", "False positives, shallowest fifth", percent),
+    Column("fpr_high_depth", "False positives, deepest fifth", percent),
+    Column("n_leading", "Flagged cells it leads", whole),
+)

@@ -1,0 +1,187 @@
+"""How the run was made, in words for a methods section and in numbers for a rerun."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARY_SIZES = {
+    "total": "the total counts of all genes, before genes were selected",
+    "median_of_ratios": "the median of ratios to a reference profile over all genes "
+    "(Anders & Huber 2010)",
+    "column": "a quantity given with the data",
+}
+SPLIT_BY = {"donor": "whole donors", "cell": "cells drawn at random within each sample"}
+REFERENCES = (
+    "Anders & Huber 2010, Differential expression analysis for sequence count data, "
+    "doi:10.1186/gb-2010-11-10-r106",
+    "Bates et al. 2023, Testing for outliers with conformal p-values, doi:10.1214/22-AOS2244",
+    "Benjamini & Hochberg 1995, Controlling the false discovery rate, "
+    "doi:10.1111/j.2517-6161.1995.tb02031.x",
+    "Benjamini & Yekutieli 2001, The control of the false discovery rate in multiple testing "
+    "under dependency, doi:10.1214/aos/1013699998",
+    "Brechtmann et al. 2018, OUTRIDER, doi:10.1016/j.ajhg.2018.10.025",
+    "Kingma & Welling 2014, Auto-encoding variational Bayes, arXiv:1312.6114",
+    "Liu & Xie 2020, Cauchy combination test, doi:10.1080/01621459.2018.1554485",
+    "Lopez et al. 2018, Deep generative modeling for single-cell transcriptomics, "
+    "doi:10.1038/s41592-018-0229-2",
+    "McInnes et al. 2018, UMAP, doi:10.21105/joss.00861",
+    "Mölder et al. 2021, Sustainable data analysis with Snakemake, "
+    "doi:10.12688/f1000research.29032.2",
+    "Stuart et al. 2019, Comprehensive integration of single-cell data, "
+    "doi:10.1016/j.cell.2019.05.031",
+    "Wolf et al. 2018, SCANPY, doi:10.1186/s13059-017-1382-0",
+)
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file; of a folder, over its files' relative paths and contents, sorted."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        if not path.is_file():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """The version of each installed package; ``not installed`` where there is none."""
+    found = {}
+    for name in sorted(names, key=str.lower):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def describe_run(
+    config: dict, versions: dict[str, str], sources: Iterable[str], train: dict, threads: int
+) -> dict:
+    """What a rerun needs to know: versions, config, seeds, checksums of the inputs, hardware."""
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "config": config,
+        "seed": config.get("seed"),
+        "inputs": {str(path): checksum(path) for path in sorted(map(str, sources))},
+        "threads": threads,
+        "device": train.get("device", "cpu"),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": platform.processor(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _setting(config: dict, key: str, default: object = None) -> object:
+    """The value at ``section.key``; the default where this config has no such key."""
+    for part in key.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return default
+        config = config[part]
+    return config
+
+
+def _preprocessing(config: dict, stages: dict[str, dict]) -> str:
+    found = stages.get("preprocess", {})
+    limits = _setting(config, "preprocess.filter_cells", {})
+    fixed = [f"{k} = {v}" for k, v in limits.items() if v is not None and k != "n_mads"]
+    sentences = []
+    if fixed:
+        sentences.append(f"Cells were filtered by fixed limits ({', '.join(fixed)}).")
+    if limits.get("n_mads") is not None:
+        sentences.append(
+            f"In each sample, cells further than {limits['n_mads']} scaled median absolute "
+            "deviations from the median of log counts, log genes or mitochondrial share were "
+            "dropped."
+        )
+    min_cells = _setting(config, "preprocess.select_features.min_cells")
+    n_features = _setting(config, "preprocess.select_features.n_features")
+    sentences.append(
+        f"Of the {found.get('n_genes', 'shared')} genes that all samples share and that at least "
+        f"{min_cells} cells express, {found.get('n_selected', n_features)} were selected "
+        f"(up to {n_features} by variability, {found.get('method', 'seurat_v3')}, Stuart et al. "
+        "2019, as in Scanpy, Wolf et al. 2018, and those of a given list)."
+    )
+    split = SPLIT_BY.get(found.get("split_by", ""), "cells")
+    sentences.append(
+        f"Reference cells were split by {split} into training, validation "
+        f"({_setting(config, 'preprocess.split.validation')}) and calibration "
+        f"({_setting(config, 'preprocess.split.calibration')}); query cells were in none of them."
+    )
+    method = _setting(config, "library_size.method", "total")
+    sentences.append(f"The library size of a cell was {LIBRARY_SIZES.get(method, method)}.")
+    return " ".join(sentences)
+
+
+def _model(config: dict, stages: dict[str, dict]) -> str:
+    found, train = stages.get("train", {}), _setting(config, "train", {})
+    shape = [
+        f"{train[key]} {words}"
+        for key, words in (("n_latent", "latent dimensions"), ("n_hidden", "hidden units"))
+        if key in train
+    ]
+    cut = stages.get("prune", {})
+    thresholds = [
+        f"{key} = {value}"
+        for key, value in _setting(config, "prune", {}).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    return (
+        "Counts were modelled by a variational autoencoder (Kingma & Welling 2014; Lopez et al. "
+        "2018) with a negative binomial likelihood (variance mu + mu^2/theta, theta a gene), a "
+        "log offset of the library size and a standard normal prior"
+        + (f" ({', '.join(shape)})" if shape else "")
+        + ". The weight of the KL term rose to 1 over "
+        f"{found.get('warmup_ends_at_step', train.get('kl_warmup_steps', 'the first'))} optimiser "
+        f"steps; training on {found.get('n_train', 'the training')} cells was ended by "
+        f"{found.get('stopped_by', 'early stopping')}, and the model of step "
+        f"{found.get('best_step', 'best')} with the highest ELBO on "
+        f"{found.get('n_validation', 'the validation')} held-out cells was kept. Latent "
+        "dimensions without evidence (KL to the prior, held-out ELBO lost when the dimension is "
+        "set to its mean"
+        + (f"; {', '.join(thresholds)}" if thresholds else "")
+        + f") were cut, which left {cut.get('n_kept', 'those with evidence')}, and the model was "
+        "fine-tuned."
+    )
+
+
+def _anomalies(stages: dict[str, dict]) -> str:
+    found = stages["anomaly"]
+    return (
+        "Each query cell got several scores, standardised against log library size on the "
+        "calibration cells and combined (Liu & Xie 2020); the combined score was turned into a "
+        f"conformal p-value against {found['n_calibration']} calibration cells that the model "
+        "had not seen (Bates et al. 2023). Cells were flagged at a false discovery rate of "
+        f"{found['alpha']} (Benjamini & Hochberg 1995) across {found['n_query']} query cells: "
+        f"{found['n_anomalies']} were. For each flagged cell, genes were tested two-sided under "
+        "the negative binomial (Brechtmann et al. 2018) with the correction of Benjamini & "
+        "Yekutieli (2001) within the cell."
+    )
+
+
+def write_methods(config: dict, summaries: list[dict]) -> str:
+    """A methods section with the settings and numbers of this run, in Markdown.
+
+    ``summaries``: of all stages, with their ``stage`` and ``sample``; the anomaly stage's must be
+    among them.
+    """
+    stages = {summary["stage"]: summary for summary in summaries if not summary["sample"]}
+    paragraphs = (
+        "# Methods",
+        _preprocessing(config, stages),
+        _model(config, stages),
+        _anomalies(stages),
+        "The UMAP (McInnes et al. 2018) serves for looking only. The pipeline, anomics, runs on "
+        f"Snakemake (Mölder et al. 2021); the seed was {_setting(config, 'seed')}.",
+        "## References",
+        "\n".join(f"- {reference}" for reference in REFERENCES),
+    )
+    return "\n\n".join(paragraphs) + "\n"

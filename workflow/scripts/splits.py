@@ -1,0 +1,175 @@
+"""Part the reference cells into train, validation and calibration; query cells are query.
+
+The split is decided by names alone: a cell's place depends on the seed, its sample, its name and
+who else is there, never on its counts, on the order of the cells or of the sample table.
+"""
+
+from hashlib import blake2b
+
+import numpy as np
+import pandas as pd
+
+from job import InputError
+
+# Below these the stage that needs the cells says nothing of use: a model fitted to noise, early
+# stopping on noise, p-values that cannot go under 1/(20 + 1), about 5 %.
+MIN_CELLS = {"train": 50, "validation": 10, "calibration": 20}
+# Whole donors seldom add up to the asked fractions. Of so many seeded draws the first is taken that
+# comes within this share of cells of the best one, so that the seed, not the size of the donors,
+# decides who calibrates.
+N_DRAWS, TOLERANCE = 500, 0.02
+
+
+def split_cells(obs: pd.DataFrame, settings: dict, seed: int) -> tuple[np.ndarray, str, list[str]]:
+    """The split of each cell.
+
+    Parameters
+    ----------
+    obs: a row a cell; sample, cell (its name in the sample), role, and where given batch, donor.
+    settings: validation and calibration (fractions of the reference cells), by (auto, cell or
+        donor), min_donors (auto splits by donor from so many reference donors on).
+    seed: of the draw.
+
+    Returns
+    -------
+    split: (cells,) of train, validation, calibration, query.
+    by: "donor" or "cell", what was split.
+    warnings: one line each.
+
+    Raises
+    ------
+    InputError: no reference or no query cells; by donor without usable donors; a split too small.
+    """
+    reference = obs["role"].to_numpy() == "reference"
+    if not reference.any():
+        raise InputError(
+            "sample table: no reference cells are left; give role reference to trusted normal cells"
+        )
+    if reference.all():
+        raise InputError(
+            "sample table: no query cells are left; give role query to the cells to be scored "
+            "(role may be obs:COLUMN where one file holds both)"
+        )
+    by = _unit(obs[reference], settings)
+    fractions = (settings["validation"], settings["calibration"])
+    part = _split_by_donor if by == "donor" else _split_by_cell
+    split = np.full(len(obs), "query", dtype=object)
+    split[reference] = part(obs[reference], *fractions, seed)
+    _refuse_small(split, by)
+    return split, by, _warnings(obs, reference, by)
+
+
+def labels(obs: pd.DataFrame, column: str) -> np.ndarray:
+    """A column as strings, "" where it is missing or the table has no such column."""
+    if column not in obs:
+        return np.full(len(obs), "", dtype=object)
+    values = obs[column].astype(object)
+    return values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
+
+
+def _unit(reference: pd.DataFrame, settings: dict) -> str:
+    donors = labels(reference, "donor")
+    n_donors, n_without = len(set(donors) - {""}), int((donors == "").sum())
+    if settings["by"] == "donor":
+        if n_without:
+            raise InputError(
+                f"preprocess.split.by is donor, but {n_without} of {len(reference)} reference "
+                "cells have no donor; fill the column donor of the sample table or set by: cell"
+            )
+        if n_donors < 3:
+            raise InputError(
+                f"preprocess.split.by is donor, but the reference has {n_donors} donor(s) and each "
+                "of train, validation and calibration needs one; set by: cell"
+            )
+        return "donor"
+    enough = n_donors >= max(settings["min_donors"], 3) and not n_without
+    return "donor" if settings["by"] == "auto" and enough else "cell"
+
+
+def _split_by_cell(
+    cells: pd.DataFrame, validation: float, calibration: float, seed: int
+) -> np.ndarray:
+    """Systematic sampling of the cells, ordered by stratum (sample, batch) and then at random.
+
+    Cell k of the ordered list is held out if round(h k) grows there, h = validation + calibration,
+    and held-out cell j goes to validation in the same way. The whole and every stratum thus have
+    the asked fractions within a cell or two, also when there are many small strata.
+    """
+    samples, names, batches = (labels(cells, c) for c in ("sample", "cell", "batch"))
+    draws = [_draw(seed, sample, name) for sample, name in zip(samples, names, strict=True)]
+    order = np.lexsort((draws, batches, samples))
+    held = order[_systematic(len(order), validation + calibration)]
+    split = np.full(len(cells), "train", dtype=object)
+    split[held] = "calibration"
+    split[held[_systematic(len(held), validation / (validation + calibration))]] = "validation"
+    return split
+
+
+def _draw(seed: int, *names: str) -> str:
+    """A random key that depends on the seed and the names only."""
+    return blake2b("\0".join([str(seed), *names]).encode(), digest_size=16).hexdigest()
+
+
+def _systematic(n: int, fraction: float) -> np.ndarray:
+    """Of 0..n-1 an evenly spaced share, floor(fraction n + 1/2) in number."""
+    steps = np.floor(fraction * np.arange(n + 1) + 0.5)
+    return np.flatnonzero(np.diff(steps))
+
+
+def _split_by_donor(
+    cells: pd.DataFrame, validation: float, calibration: float, seed: int
+) -> np.ndarray:
+    """Whole donors to one split each, balanced by their cells.
+
+    Each draw is a random order of the donors: the first three open one split each, every other one
+    goes where most cells are missing. The error of a draw is the largest deviation of a split's
+    share of cells from the asked one.
+    """
+    donors, donor_of_cell = np.unique(labels(cells, "donor"), return_inverse=True)
+    sizes = np.bincount(donor_of_cell) / len(cells)
+    wanted = np.array([1 - validation - calibration, validation, calibration])
+    rng = np.random.default_rng(seed)
+    draws = [_fill(rng.permutation(len(donors)), sizes, wanted) for _ in range(N_DRAWS)]
+    errors = np.array([error for _, error in draws])
+    chosen = draws[int(np.argmax(errors <= errors.min() + TOLERANCE))][0]
+    return np.array(["train", "validation", "calibration"], dtype=object)[chosen][donor_of_cell]
+
+
+def _fill(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, float]:
+    """The split (0, 1, 2) of each donor when they are placed in this order, and its error."""
+    split = np.empty(len(order), dtype=int)
+    missing = wanted.copy()
+    for position, donor in enumerate(order):
+        split[donor] = position if position < len(wanted) else int(np.argmax(missing))
+        missing[split[donor]] -= sizes[donor]
+    return split, float(np.abs(missing).max())
+
+
+def _refuse_small(split: np.ndarray, by: str) -> None:
+    for name, least in MIN_CELLS.items():
+        n = int((split == name).sum())
+        if n < least:
+            hint = " or split by cell (preprocess.split.by)" if by == "donor" else ""
+            raise InputError(
+                f"preprocess.split: only {n} {name} cells and {least} are needed; give more "
+                f"reference cells, change preprocess.split.validation and .calibration{hint}"
+            )
+
+
+def _warnings(obs: pd.DataFrame, reference: np.ndarray, by: str) -> list[str]:
+    warnings = []
+    batches, donors = labels(obs, "batch"), labels(obs, "donor")
+    only_query = sorted(set(batches[~reference]) - set(batches[reference]) - {""})
+    if only_query:
+        warnings.append(
+            f"batch {', '.join(only_query)} is in the query only, so its batch effect looks like "
+            "anomalies; add reference cells of that batch"
+        )
+    new_donors = sorted(set(donors[~reference]) - set(donors[reference]) - {""})
+    if by == "cell" and new_donors:
+        warnings.append(
+            f"{len(new_donors)} donor(s) of the query are not in the reference, which was split by "
+            "cell, so differences between donors may look like anomalies; give reference cells of "
+            "more donors and split by donor"
+        )
+    return warnings
