@@ -1,4 +1,4 @@
-"""The counts, splits and library sizes as the VAE module wants them; shared by the model's rules."""
+"""Counts, splits and library sizes as the VAE module wants them; shared by the model's rules."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from omics_vae.data import CountData
-from omics_vae.training import choose_device
 
 from job import InputError
+from omics_vae.data import CountData
+from omics_vae.training import choose_device
 
 
 @dataclass(frozen=True)

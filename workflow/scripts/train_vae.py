@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from model_inputs import ModelInputs, device_or_error, read_model_inputs
-from omics_vae.model import VAE, Architecture, save_model
-from omics_vae.pruning import ACTIVE_VARIANCE
-from omics_vae.inference import embed
-from omics_vae.training import Progress, TrainingPlan, remove_checkpoint, train
 from tqdm import tqdm
 
 from job import InputError, job, write_atomically, write_json, write_parquet
+from model_inputs import ModelInputs, device_or_error, read_model_inputs
+from omics_vae.inference import embed
+from omics_vae.model import VAE, Architecture, save_model
+from omics_vae.pruning import ACTIVE_VARIANCE
+from omics_vae.training import Progress, TrainingPlan, remove_checkpoint, train
 
 # Under this share of the steps spent at beta = 1, the stop came too soon after the warm-up to tell.
 SHORT_RUN = 2
@@ -36,10 +36,17 @@ def build_model(inputs: ModelInputs, settings: dict, seed: int) -> VAE:
 
 def training_plan(settings: dict, seed: int) -> TrainingPlan:
     """The plan that config ``train`` describes."""
-    names = (
-        "max_steps batch_size learning_rate weight_decay kl_warmup_steps validation_interval "
-        "patience min_improvement checkpoint_seconds"
-    ).split()
+    names = [
+        "max_steps",
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "kl_warmup_steps",
+        "validation_interval",
+        "patience",
+        "min_improvement",
+        "checkpoint_seconds",
+    ]
     return TrainingPlan(**{name: settings[name] for name in names}, seed=seed)
 
 
@@ -162,9 +169,7 @@ if __name__ == "__main__":
                 "seed": params.seed,
                 "device": device.type,
                 "threads": snakemake.threads,
-                "warnings": training_warnings(
-                    progress, plan, active, model.architecture.n_latent
-                ),
+                "warnings": training_warnings(progress, plan, active, model.architecture.n_latent),
             },
             snakemake.output.summary,
         )

@@ -51,12 +51,7 @@ def nb_log_likelihood(
     """
     a = log_mu - log_theta
     theta = torch.exp(log_theta).expand_as(a)
-    return (
-        log_rising(x, theta)
-        - torch.lgamma(x + 1.0)
-        - theta * softplus(a)
-        - x * softplus(-a)
-    )
+    return log_rising(x, theta) - torch.lgamma(x + 1.0) - theta * softplus(a) - x * softplus(-a)
 
 
 def nb_tails(x: np.ndarray, mu: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

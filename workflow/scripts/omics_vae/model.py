@@ -4,7 +4,7 @@ Counts x of cell i and gene g, latent z of the cell, library size s_i (observed)
 
 .. math::
     z_i &\\sim N(0, I) \\\\
-    \\rho_i &= \\operatorname{softmax}(f(z_i)) \\quad\\text{over the model's genes and one more, the rest} \\\\
+    \\rho_i &= \\operatorname{softmax}(f(z_i)) \\text{ over the model's genes and the rest} \\\\
     x_{ig} &\\sim \\mathrm{NB}(\\mu_{ig} = s_i\\, c\\, \\rho_{ig},\\ \\theta_g),\\qquad
         \\operatorname{Var} = \\mu + \\mu^2/\\theta
 
@@ -13,8 +13,8 @@ takes the share of the others, so that the decoded shares need not sum to one. T
 freedom to trade scale between s and rho. c is a constant, 1 when s is a cell's total count; for
 library sizes below a cell's total (size factors) it is the headroom that lets mu reach the counts.
 
-The approximate posterior is q(z|x) = N(m(x), diag v(x)). The encoder sees log(1 + counts at a common
-depth), so that z need not carry the depth. Training maximises
+The approximate posterior is q(z|x) = N(m(x), diag v(x)). The encoder sees log(1 + counts at a
+common depth), so that z need not carry the depth. Training maximises
 
 .. math:: \\mathrm{ELBO}_\\beta = E_q[\\log p(x|z)] - \\beta\\, \\mathrm{KL}(q(z|x) \\| p(z))
 
@@ -120,7 +120,7 @@ class VAE(nn.Module):
         return self.log_theta.clamp(*LOG_THETA_RANGE)
 
     def log_theta_prior(self) -> torch.Tensor:
-        """Log-density of the prior log theta ~ N(0, 0.5^2), all genes, up to a constant (scalar)."""
+        """Log-density of the prior log theta ~ N(0, 0.5^2), over all genes (scalar)."""
         return -0.5 * (self.log_theta / LOG_THETA_SD).square().sum()
 
     def reconstruction(

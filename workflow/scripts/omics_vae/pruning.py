@@ -93,7 +93,7 @@ def aggregated_kl(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def cut_model(model: VAE, kept: np.ndarray, centre: np.ndarray) -> VAE:
-    """A model with the ``kept`` dimensions only (positions or mask), the others fixed at ``centre``.
+    """A model with the ``kept`` dimensions only (positions or mask), the others at ``centre``.
 
     What the decoder added for a cut dimension moves into its bias, so that decoding the kept
     coordinates equals decoding the full vector with the cut ones at their centre.

@@ -1,0 +1,48 @@
+# make run    the pipeline; CONFIG=my.yaml for your own data, CORES=8 for more cores
+# make test   all tests
+# Both create what they need in .venv at the first call and install nothing after that.
+
+CORES ?= 2
+PYTHON ?= python3
+CONFIG ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Numerical libraries take all cores by default; snakemake hands out the cores here.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help run test check clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+run: $(VENV)/run.done
+	@PATH="$(abspath $(BIN)):$$PATH" snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
+
+test: $(VENV)/test.done
+	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest $(ARGS)
+
+check: $(VENV)/test.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	PATH="$(abspath $(BIN)):$$PATH" snakemake --lint
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and \
+		f"$(PYTHON) is Python {v[0]}.{v[1]}; anomics needs 3.11 or newer (make PYTHON=python3.12)")'
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first: without it the other packages would pull a CUDA build of several GB.
+$(VENV)/run.done: requirements.txt constraints.txt | $(BIN)/python
+	@echo "Setting up $(VENV) (once, a minute or two) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/test.done: requirements-dev.txt $(VENV)/run.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) results .snakemake

@@ -1,0 +1,78 @@
+"""What all rules share: the checked config, the sample table, paths, the hash of a script's code."""
+
+import importlib.util
+from hashlib import sha256
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+
+def source(path):
+    """A file beside the rules, by its path from the workflow folder; works for remote use too."""
+    return workflow.source_path(f"../{path}")
+
+
+def load_script(name):
+    """Import workflow/scripts/<name>.py into the Snakefile's own process."""
+    spec = importlib.util.spec_from_file_location(name, source(f"scripts/{name}.py"))
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def read_source(path):
+    """Text of a file under workflow/scripts, or None where there is no such file."""
+    try:
+        return Path(source(f"scripts/{path}")).read_text(encoding="utf-8")
+    except (OSError, WorkflowError):
+        return None
+
+
+def code(script, *extra):
+    """Hash of a script, of all module files it imports, and of extra files it reads.
+
+    Snakemake does not see an edit in an imported module. This hash stands in the rule's params, so
+    an edit reruns exactly the rules that depend on it, and a touch or a git checkout reruns none.
+    """
+    if (script, *extra) not in _hashes:
+        digest = sha256()
+        for path in sorted(import_closure(script, read_source)):
+            digest.update(read_source(path).encode())
+        for path in extra:
+            digest.update(Path(source(path)).read_bytes())
+        _hashes[(script, *extra)] = digest.hexdigest()[:16]
+    return _hashes[(script, *extra)]
+
+
+def logs(rule, name=""):
+    """Log file of a rule; one a job where a name with wildcards is given."""
+    return f"{RUN}/logs/{rule}/{name}.log" if name else f"{RUN}/logs/{rule}.log"
+
+
+def times(rule, name=""):
+    """Benchmark file (wall time, memory) of a rule."""
+    return f"{RUN}/benchmarks/{rule}/{name}.jsonl" if name else f"{RUN}/benchmarks/{rule}.jsonl"
+
+
+_hashes = {}
+import_closure = load_script("import_closure").import_closure
+configuration = load_script("configuration")
+try:
+    config = configuration.check_config(config, source("schemas/config.schema.yaml"))
+    EXAMPLE = "results/example_input/pbmc68k.h5ad"
+    SAMPLES = configuration.read_samples(
+        config["samples"], made_here={EXAMPLE}, bundled=source("example/samples.tsv")
+    )
+    configuration.check_files(config)
+except configuration.ConfigurationError as error:
+    raise WorkflowError(str(error)) from None
+
+RUN = f"results/{config['run']}"
+FIT = f"seed{config['seed']}"
+# One job at a time on a GPU (the profile grants one); none is asked for where the user wants a CPU.
+GPU = 0 if config["device"] == "cpu" else 1
+
+
+wildcard_constraints:
+    sample=r"[A-Za-z0-9][A-Za-z0-9_.-]*",
+    fit=r"seed\d+",

@@ -1,0 +1,91 @@
+"""Counts in: every sample read, filtered, joined; genes selected; reference cells split.
+
+INPUTS
+    the files of the sample table (config: samples)
+OUTPUTS
+    results/<run>/import/<sample>.h5ad, .summary.json         raw counts, unique names, metadata
+    results/<run>/preprocess/<sample>.h5ad, .qc.parquet,
+        .dropped.tsv, .summary.json                           kept cells; why each other one went
+    results/<run>/preprocess/counts.h5ad                      one matrix; obs.split, var.selected
+    results/<run>/preprocess/splits.tsv, summary.json
+"""
+
+
+rule make_example:
+    output:
+        EXAMPLE,
+    params:
+        seed=1,
+        code=code("make_example.py"),
+    log:
+        "results/example_input/make_example.log",
+    benchmark:
+        "results/example_input/make_example.jsonl"
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/make_example.py"
+
+
+rule import_counts:
+    input:
+        counts=lambda wildcards: SAMPLES[wildcards.sample]["path"],
+    output:
+        counts=f"{RUN}/import/{{sample}}.h5ad",
+        summary=f"{RUN}/import/{{sample}}.summary.json",
+    params:
+        row=lambda wildcards: SAMPLES[wildcards.sample],
+        feature_type=config["import"]["feature_type"],
+        code=code("import_counts.py"),
+    log:
+        logs("import_counts", "{sample}"),
+    benchmark:
+        times("import_counts", "{sample}")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/import_counts.py"
+
+
+rule filter_cells:
+    input:
+        counts=f"{RUN}/import/{{sample}}.h5ad",
+    output:
+        counts=f"{RUN}/preprocess/{{sample}}.h5ad",
+        qc=f"{RUN}/preprocess/{{sample}}.qc.parquet",
+        dropped=f"{RUN}/preprocess/{{sample}}.dropped.tsv",
+        summary=f"{RUN}/preprocess/{{sample}}.summary.json",
+    params:
+        limits=config["preprocess"]["filter_cells"],
+        code=code("filter_cells.py"),
+    log:
+        logs("filter_cells", "{sample}"),
+    benchmark:
+        times("filter_cells", "{sample}")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/filter_cells.py"
+
+
+rule select_features:
+    input:
+        counts=expand(f"{RUN}/preprocess/{{sample}}.h5ad", sample=SAMPLES),
+        gene_list=config["preprocess"]["select_features"]["gene_list"] or [],
+    output:
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        splits=f"{RUN}/preprocess/splits.tsv",
+        summary=f"{RUN}/preprocess/summary.json",
+    params:
+        settings=config["preprocess"]["select_features"],
+        split=config["preprocess"]["split"],
+        seed=config["seed"],
+        code=code("select_features.py"),
+    log:
+        logs("select_features"),
+    benchmark:
+        times("select_features")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/select_features.py"

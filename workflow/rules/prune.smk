@@ -1,0 +1,90 @@
+"""Latent dimensions judged by evidence, the model cut to those that pay, and fine-tuned.
+
+INPUTS
+    results/<run>/train/<fit>/model.safetensors, model.json
+    results/<run>/preprocess/counts.h5ad
+    results/<run>/library_size/library_size.parquet
+OUTPUTS
+    results/<run>/prune/<fit>/model.safetensors, model.json   the model that all later stages use
+    results/<run>/prune/<fit>/evidence.parquet, evidence.tsv  KL, ablation, verdict a dimension
+    results/<run>/prune/<fit>/elbo.tsv                        held-out ELBO: trained, cut, fine-tuned
+    results/<run>/prune/<fit>/history.parquet, summary.json
+    results/<run>/embed/<fit>/latent.parquet, umap.parquet    posterior of every cell; a map of it
+"""
+
+
+rule prune_latent:
+    input:
+        weights=f"{RUN}/train/{{fit}}/model.safetensors",
+        description=f"{RUN}/train/{{fit}}/model.json",
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        library_size=f"{RUN}/library_size/library_size.parquet",
+    output:
+        weights=f"{RUN}/prune/{{fit}}/model.safetensors",
+        description=f"{RUN}/prune/{{fit}}/model.json",
+        evidence=f"{RUN}/prune/{{fit}}/evidence.parquet",
+        evidence_tsv=f"{RUN}/prune/{{fit}}/evidence.tsv",
+        elbo=f"{RUN}/prune/{{fit}}/elbo.tsv",
+        history=f"{RUN}/prune/{{fit}}/history.parquet",
+        summary=f"{RUN}/prune/{{fit}}/summary.json",
+    params:
+        settings=config["prune"],
+        training=config["train"],
+        seed=lambda wildcards: int(wildcards.fit.removeprefix("seed")),
+        device=config["device"],
+        checkpoint=f"{RUN}/prune/{{fit}}/checkpoint.safetensors",
+        code=code("prune_latent.py"),
+    log:
+        logs("prune_latent", "{fit}"),
+    benchmark:
+        times("prune_latent", "{fit}")
+    conda:
+        "../../envs/anomics.yaml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    script:
+        "../scripts/prune_latent.py"
+
+
+rule embed_cells:
+    input:
+        weights=f"{RUN}/prune/{{fit}}/model.safetensors",
+        description=f"{RUN}/prune/{{fit}}/model.json",
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        library_size=f"{RUN}/library_size/library_size.parquet",
+    output:
+        latent=f"{RUN}/embed/{{fit}}/latent.parquet",
+    params:
+        device=config["device"],
+        code=code("embed_cells.py"),
+    log:
+        logs("embed_cells", "{fit}"),
+    benchmark:
+        times("embed_cells", "{fit}")
+    conda:
+        "../../envs/anomics.yaml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    script:
+        "../scripts/embed_cells.py"
+
+
+rule compute_umap:
+    input:
+        latent=f"{RUN}/embed/{{fit}}/latent.parquet",
+    output:
+        f"{RUN}/embed/{{fit}}/umap.parquet",
+    params:
+        seed=config["seed"],
+        n_neighbors=config["report"]["umap_neighbors"],
+        code=code("compute_umap.py"),
+    log:
+        logs("compute_umap", "{fit}"),
+    benchmark:
+        times("compute_umap", "{fit}")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/compute_umap.py"

@@ -1,0 +1,232 @@
+"""What people see: figures from tables, the annotated matrix, the report.
+
+INPUTS
+    the tables of all stages
+OUTPUTS
+    results/<run>/figures/<name>.pdf .svg .png .tsv           a figure and its source data
+    results/<run>/annotated.h5ad                              all cells with scores, for scanpy
+    results/<run>/report.html, methods.md, run.json
+"""
+
+FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies"]
+# Printed in the report: what a number may depend on.
+VERSIONS = "snakemake torch scanpy anndata numpy scipy pandas scikit-learn scikit-misc umap-learn"
+
+
+rule plot_qc:
+    input:
+        qc=expand(f"{RUN}/preprocess/{{sample}}.qc.parquet", sample=SAMPLES),
+        summaries=expand(f"{RUN}/preprocess/{{sample}}.summary.json", sample=SAMPLES),
+    output:
+        pdf=f"{RUN}/figures/qc.pdf",
+        svg=f"{RUN}/figures/qc.svg",
+        png=report(
+            f"{RUN}/figures/qc.png",
+            caption="../report/qc.rst",
+            category="Quality control",
+            labels={"figure": "Cells kept and dropped"},
+        ),
+        table=f"{RUN}/figures/qc.tsv",
+    params:
+        code=code("plot_qc.py"),
+    log:
+        logs("plot_qc"),
+    benchmark:
+        times("plot_qc")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/plot_qc.py"
+
+
+rule plot_library_size:
+    input:
+        library_size=f"{RUN}/library_size/library_size.parquet",
+        splits=f"{RUN}/preprocess/splits.tsv",
+    output:
+        pdf=f"{RUN}/figures/library_size.pdf",
+        svg=f"{RUN}/figures/library_size.svg",
+        png=report(
+            f"{RUN}/figures/library_size.png",
+            caption="../report/library_size.rst",
+            category="Library size",
+            labels={"figure": "Library sizes"},
+        ),
+        table=f"{RUN}/figures/library_size.tsv",
+    params:
+        code=code("plot_library_size.py"),
+    log:
+        logs("plot_library_size"),
+    benchmark:
+        times("plot_library_size")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/plot_library_size.py"
+
+
+rule plot_training:
+    input:
+        history=f"{RUN}/train/{FIT}/history.parquet",
+        kl=f"{RUN}/train/{FIT}/kl.parquet",
+        summary=f"{RUN}/train/{FIT}/summary.json",
+    output:
+        pdf=f"{RUN}/figures/training.pdf",
+        svg=f"{RUN}/figures/training.svg",
+        png=report(
+            f"{RUN}/figures/training.png",
+            caption="../report/training.rst",
+            category="Model",
+            labels={"figure": "Training"},
+        ),
+        table=f"{RUN}/figures/training.tsv",
+    params:
+        code=code("plot_training.py"),
+    log:
+        logs("plot_training"),
+    benchmark:
+        times("plot_training")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/plot_training.py"
+
+
+rule plot_pruning:
+    input:
+        evidence=f"{RUN}/prune/{FIT}/evidence.parquet",
+        elbo=f"{RUN}/prune/{FIT}/elbo.tsv",
+        summary=f"{RUN}/prune/{FIT}/summary.json",
+    output:
+        pdf=f"{RUN}/figures/pruning.pdf",
+        svg=f"{RUN}/figures/pruning.svg",
+        png=report(
+            f"{RUN}/figures/pruning.png",
+            caption="../report/pruning.rst",
+            category="Model",
+            labels={"figure": "Pruning of latent dimensions"},
+        ),
+        table=f"{RUN}/figures/pruning.tsv",
+    params:
+        code=code("plot_pruning.py"),
+    log:
+        logs("plot_pruning"),
+    benchmark:
+        times("plot_pruning")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/plot_pruning.py"
+
+
+rule plot_latent:
+    input:
+        umap=f"{RUN}/embed/{FIT}/umap.parquet",
+        cells=f"{RUN}/anomaly/cells.parquet",
+        counts=f"{RUN}/preprocess/counts.h5ad",
+    output:
+        pdf=f"{RUN}/figures/latent.pdf",
+        svg=f"{RUN}/figures/latent.svg",
+        png=report(
+            f"{RUN}/figures/latent.png",
+            caption="../report/latent.rst",
+            category="Model",
+            labels={"figure": "Map of the latent space"},
+        ),
+        table=f"{RUN}/figures/latent.tsv",
+    params:
+        code=code("plot_latent.py"),
+    log:
+        logs("plot_latent"),
+    benchmark:
+        times("plot_latent")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/plot_latent.py"
+
+
+rule plot_anomalies:
+    input:
+        cells=f"{RUN}/anomaly/cells.parquet",
+        summary=f"{RUN}/anomaly/summary.json",
+    output:
+        pdf=f"{RUN}/figures/anomalies.pdf",
+        svg=f"{RUN}/figures/anomalies.svg",
+        png=report(
+            f"{RUN}/figures/anomalies.png",
+            caption="../report/anomalies.rst",
+            category="Anomalies",
+            labels={"figure": "Scores, p-values, anomalies a sample"},
+        ),
+        table=f"{RUN}/figures/anomalies.tsv",
+    params:
+        code=code("plot_anomalies.py"),
+    log:
+        logs("plot_anomalies"),
+    benchmark:
+        times("plot_anomalies")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/plot_anomalies.py"
+
+
+rule annotate_counts:
+    input:
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        library_size=f"{RUN}/library_size/library_size.parquet",
+        latent=f"{RUN}/embed/{FIT}/latent.parquet",
+        umap=f"{RUN}/embed/{FIT}/umap.parquet",
+        cells=f"{RUN}/anomaly/cells.parquet",
+    output:
+        f"{RUN}/annotated.h5ad",
+    params:
+        code=code("annotate_counts.py"),
+    log:
+        logs("annotate_counts"),
+    benchmark:
+        times("annotate_counts")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/annotate_counts.py"
+
+
+rule write_report:
+    input:
+        sources=[row["path"] for row in SAMPLES.values()],
+        figures=expand(f"{RUN}/figures/{{figure}}.png", figure=FIGURES),
+        summaries=[
+            *expand(f"{RUN}/import/{{sample}}.summary.json", sample=SAMPLES),
+            *expand(f"{RUN}/preprocess/{{sample}}.summary.json", sample=SAMPLES),
+            f"{RUN}/preprocess/summary.json",
+            f"{RUN}/library_size/summary.json",
+            f"{RUN}/train/{FIT}/summary.json",
+            f"{RUN}/prune/{FIT}/summary.json",
+            f"{RUN}/anomaly/summary.json",
+        ],
+        splits=f"{RUN}/preprocess/splits.tsv",
+        samples_library=f"{RUN}/library_size/samples.tsv",
+        evidence=f"{RUN}/prune/{FIT}/evidence.parquet",
+        elbo=f"{RUN}/prune/{FIT}/elbo.tsv",
+        channels=f"{RUN}/anomaly/channels.tsv",
+        cells=f"{RUN}/anomaly/cells.parquet",
+        genes=f"{RUN}/anomaly/genes.parquet",
+    output:
+        report=f"{RUN}/report.html",
+        methods=f"{RUN}/methods.md",
+        run=f"{RUN}/run.json",
+    params:
+        config=config,
+        versions=VERSIONS.split(),
+        template=source("report/report.html"),
+        code=code("write_report.py", "report/report.html"),
+    log:
+        logs("write_report"),
+    benchmark:
+        times("write_report")
+    conda:
+        "../../envs/anomics.yaml"
+    script:
+        "../scripts/write_report.py"

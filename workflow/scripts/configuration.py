@@ -1,0 +1,251 @@
+"""What the user wrote, checked before anything runs: the config and the sample table.
+
+The Snakefile imports this, so it needs nothing beyond what Snakemake itself brings. All faults that
+can be told without opening a count file are told here, one line each.
+"""
+
+import csv
+import difflib
+import os
+import re
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+
+REQUIRED = ("sample", "path", "role")
+FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
+KNOWN = (*REQUIRED, "format", "matrix", "genome", "batch", "donor", "condition")
+SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+OBS_COLUMN = re.compile(r"obs:.+")
+
+
+class ConfigurationError(ValueError):
+    """Faults of config or sample table, one line each."""
+
+    def __init__(self, faults: list[str]):
+        super().__init__("\n".join(faults))
+
+
+def nearest(word: str, known) -> str:
+    """A hint at the known word that was likely meant, or nothing."""
+    match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def check_config(config: dict, schema_path: str) -> dict:
+    """The config with its defaults filled in.
+
+    Raises :class:`ConfigurationError` naming each unknown key (with the nearest known one), each
+    value of a wrong type or out of range, and each pair of settings that contradict each other.
+    """
+    schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
+    faults = []
+    for error in Draft202012Validator(schema).iter_errors(config):
+        where = ".".join(str(part) for part in error.absolute_path)
+        faults += _explain(where, error)
+    if faults:
+        raise ConfigurationError(sorted(faults))
+    complete = _with_defaults(config, schema)
+    faults = _contradictions(complete)
+    if faults:
+        raise ConfigurationError(faults)
+    return complete
+
+
+def _explain(where: str, error) -> list[str]:
+    """One line for a schema error: the key, what is wrong, what to do."""
+    prefix = f"{where}." if where else ""
+    if error.validator == "additionalProperties":
+        known = error.schema["properties"]
+        unknown = [key for key in error.instance if key not in known]
+        return [f"config: {prefix}{key}: unknown key{nearest(key, known)}" for key in unknown]
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return [f"config: {prefix}{key}: missing; add it" for key in missing]
+    expected = {
+        "type": lambda v: "must be of type " + " or ".join([v] if isinstance(v, str) else v),
+        "enum": lambda v: "must be one of " + ", ".join(map(str, v)),
+        "pattern": lambda v: "may hold letters, digits, _ . - and must not start with a sign",
+        "minLength": lambda v: "must not be empty",
+        "minimum": lambda v: f"must be at least {v}",
+        "maximum": lambda v: f"must be at most {v}",
+        "exclusiveMinimum": lambda v: f"must be larger than {v}",
+        "exclusiveMaximum": lambda v: f"must be smaller than {v}",
+    }[error.validator](error.validator_value)
+    value = repr(error.instance)
+    hint = ""
+    if error.validator == "type" and isinstance(error.instance, str):
+        hint = "; YAML reads 1e-3 as text, write 1.0e-3" if "e" in value.lower() else ""
+    if error.validator == "enum":
+        hint = nearest(error.instance, error.validator_value)
+    return [f"config: {where}: {expected}, not {value[:80]}{hint}"]
+
+
+def _with_defaults(config: dict, schema: dict) -> dict:
+    """Every key of the schema, in its order, from the config or else its default."""
+    result = {}
+    for key, rule in schema["properties"].items():
+        value = config.get(key, rule.get("default"))
+        result[key] = _with_defaults(value, rule) if rule.get("type") == "object" else value
+    return result
+
+
+def _contradictions(config: dict) -> list[str]:
+    """Settings that are each possible and together are not."""
+    faults = []
+    train, split = config["train"], config["preprocess"]["split"]
+    if train["kl_warmup_steps"] >= train["max_steps"]:
+        faults.append(
+            f"config: train.kl_warmup_steps: the warm-up ({train['kl_warmup_steps']} steps) would "
+            f"end after training ({train['max_steps']}); lower it or raise train.max_steps"
+        )
+    if split["validation"] + split["calibration"] > 0.9:
+        faults.append(
+            "config: preprocess.split: validation and calibration leave less than 10 % of the "
+            "reference to train on; lower one of them"
+        )
+    size = config["library_size"]
+    if (size["method"] == "column") != (size["column"] is not None):
+        faults.append(
+            "config: library_size.column: goes with method: column, and the other way round; "
+            "set both or neither"
+        )
+    limits = config["preprocess"]["filter_cells"]
+    for what in ("counts", "genes"):
+        low, high = limits[f"min_{what}"], limits[f"max_{what}"]
+        if low is not None and high is not None and low > high:
+            faults.append(
+                f"config: preprocess.filter_cells: min_{what} {low} exceeds max_{what} {high}; "
+                "no cell could pass"
+            )
+    return faults
+
+
+def read_samples(path: str, made_here: set[str], bundled: str) -> dict[str, dict[str, str]]:
+    """The sample table: {sample: {column: value}}, every value a string, "" where empty.
+
+    ``made_here``: paths that a rule of the pipeline makes, so that they need not exist yet.
+    ``bundled``: the example's own table, used where the pipeline runs from another folder.
+    Raises :class:`ConfigurationError` with a line for each fault.
+    """
+    table = Path(path)
+    if not table.exists() and path == "workflow/example/samples.tsv":
+        table = Path(bundled)
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            [f"config: samples: there is no file {path}; give the path of the sample table"]
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            [f"{path}: cannot be read as a text table ({error}); save it as UTF-8 TSV"]
+        ) from None
+    rows = [row for row in csv.reader(lines, delimiter="\t") if any(cell.strip() for cell in row)]
+    faults = _check_header(path, rows)
+    if faults:
+        raise ConfigurationError(faults)
+    header = [name.strip() for name in rows[0]]
+    samples: dict[str, dict[str, str]] = {}
+    for number, cells in enumerate(rows[1:], start=2):
+        where = f"{path}: row {number}"
+        if len(cells) > len(header):
+            faults.append(
+                f"{where}: {len(cells)} fields under {len(header)} column names; check the tabs"
+            )
+            continue
+        row = dict(zip(header, [cell.strip() for cell in cells], strict=False))
+        row = {name: row.get(name, "") for name in header}
+        faults += _check_row(where, row, samples, made_here)
+        samples[row["sample"]] = row
+    if not samples and not faults:
+        faults.append(f"{path}: no sample in it; add a row for each sample")
+    faults += _check_roles(path, samples)
+    if faults:
+        raise ConfigurationError(faults)
+    return samples
+
+
+def _check_header(path: str, rows: list[list[str]]) -> list[str]:
+    if not rows:
+        return [f"{path}: the table is empty; its first row names the columns"]
+    header = [name.strip() for name in rows[0]]
+    faults = []
+    for name in REQUIRED:
+        if name not in header:
+            hint = nearest(name, set(header) - set(REQUIRED))
+            if not hint and len(header) == 1:
+                hint = "; columns are separated by tabs"
+            faults.append(f"{path}: column {name} is missing{hint}")
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    faults += [f"{path}: column {name} stands twice; remove one" for name in doubled]
+    if "" in header:
+        faults.append(f"{path}: a column has no name; name it or remove it")
+    for name in header:
+        typo = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.85)
+        if name not in KNOWN and typo and typo[0] not in header:
+            faults.append(f"{path}: column {name}: did you mean {typo[0]}? rename it")
+    return faults
+
+
+def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> list[str]:
+    sample, file, role = row["sample"], row["path"], row["role"]
+    faults = []
+    if not SAMPLE_NAME.fullmatch(sample):
+        faults.append(
+            f"{where}: sample {sample[:80]!r}: a name may hold letters, digits, _ . - and must "
+            "start with a letter or digit; rename it"
+        )
+    elif sample == "counts":
+        faults.append(f"{where}: sample 'counts' would shadow the joined matrix; rename it")
+    if sample in earlier:
+        faults.append(f"{where}: sample {sample} stands twice; names must differ")
+    elif sample.lower() in {name.lower() for name in earlier}:
+        faults.append(
+            f"{where}: sample {sample} differs only in case from another; rename one (some file "
+            "systems cannot hold both)"
+        )
+    if not file:
+        faults.append(f"{where}: path is empty; give the sample's file")
+    elif file not in made_here and not os.path.exists(file):
+        faults.append(f"{where}: sample {sample}: there is no file {file}; correct the path")
+    elif file not in made_here and not os.access(file, os.R_OK):
+        faults.append(f"{where}: sample {sample}: {file} cannot be read; check its permissions")
+    if role not in ("reference", "query") and not OBS_COLUMN.fullmatch(role):
+        faults.append(
+            f"{where}: sample {sample}: role {role[:80]!r} must be reference, query or obs:COLUMN"
+            f"{nearest(role, ('reference', 'query'))}"
+        )
+    if row.get("format") and row["format"] not in FORMATS:
+        faults.append(
+            f"{where}: sample {sample}: format {row['format'][:80]!r} must be one of "
+            f"{', '.join(FORMATS)}{nearest(row['format'], FORMATS)}"
+        )
+    return faults
+
+
+def _check_roles(path: str, samples: dict[str, dict]) -> list[str]:
+    """Reference and query must both be possible; roles inside files are checked on reading."""
+    roles = {row["role"] for row in samples.values()}
+    if not samples or any(role.startswith("obs:") for role in roles):
+        return []
+    missing = {"reference", "query"} - roles
+    return [
+        f"{path}: no sample has the role {role}; the pipeline learns from reference cells and "
+        "scores query cells"
+        for role in sorted(missing)
+        if roles <= {"reference", "query"}
+    ]
+
+
+def check_files(config: dict) -> None:
+    """Files that the config names besides the sample table. Raises ConfigurationError."""
+    gene_list = config["preprocess"]["select_features"]["gene_list"]
+    if gene_list and not os.path.isfile(gene_list):
+        raise ConfigurationError(
+            [
+                f"config: preprocess.select_features.gene_list: there is no file {gene_list}; "
+                "correct the path or set null"
+            ]
+        )

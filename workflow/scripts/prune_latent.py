@@ -1,0 +1,127 @@
+"""Judge the latent dimensions on held-out cells, cut the model, fine-tune it, judge again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from job import InputError, job, write_json, write_parquet, write_tsv
+from model_inputs import device_or_error, read_model_inputs
+from omics_vae.inference import HeldOut, held_out_elbo
+from omics_vae.model import load_model
+from omics_vae.pruning import Evidence, cut_model, gather_evidence
+from omics_vae.training import remove_checkpoint
+from train_vae import run_training, training_plan, write_model
+
+
+def evidence_table(evidence: Evidence, kept: np.ndarray, settings: dict) -> pd.DataFrame:
+    """One row a dimension: its measures, the verdict, and the verdict's reason in words."""
+    min_kl, min_ablation = settings["min_kl"], settings["min_ablation"]
+    reasons = []
+    for kl, ablation, keep in zip(evidence.kl, evidence.ablation, kept, strict=True):
+        against = []
+        if kl <= min_kl:
+            against.append(f"KL {kl:.3f} <= {min_kl:g}")
+        if ablation <= min_ablation:
+            against.append(f"ELBO lost without it {ablation:.3f} <= {min_ablation:g}")
+        if keep and against:
+            against.append("kept all the same: a model needs one dimension")
+        reasons.append("; ".join(against) or "informative and worth its KL")
+    return pd.DataFrame(
+        {
+            "dimension": np.arange(len(kept)),
+            "kl": evidence.kl,
+            "aggregated_kl": evidence.aggregated_kl,
+            "mean_variance": evidence.mean_variance,
+            "ablation": evidence.ablation,
+            "kept": kept,
+            "reason": reasons,
+        }
+    )
+
+
+def elbo_row(stage: str, held_out: HeldOut) -> dict:
+    """A row of elbo.tsv, nats a cell."""
+    return {
+        "stage": stage,
+        "n_latent": len(held_out.kl),
+        "elbo": held_out.elbo,
+        "elbo_se": held_out.elbo_se,
+        "reconstruction": held_out.reconstruction,
+        "kl": float(held_out.kl.sum()),
+    }
+
+
+def pruning_warnings(kept: np.ndarray, elbo: pd.DataFrame, again: np.ndarray) -> list[str]:
+    """What a reader of the report should worry about, each with its mend."""
+    found = []
+    if kept.sum() == 1:
+        found.append(
+            "Only one latent dimension carries information: the reference hardly varies or the "
+            "posterior collapsed; see the training curves, lower train.weight_decay."
+        )
+    if kept.all():
+        found.append("No latent dimension could be cut; raise train.n_latent to be sure of all.")
+    trained, tuned = elbo["elbo"].iloc[0], elbo["elbo"].iloc[-1]
+    if tuned < trained - 2 * elbo["elbo_se"].iloc[0]:
+        found.append(
+            f"Cutting cost {trained - tuned:.2f} nats a cell of held-out ELBO that fine-tuning did "
+            "not win back; lower prune.min_kl and prune.min_ablation."
+        )
+    if not again.all():
+        found.append(
+            f"After fine-tuning {int((~again).sum())} of {len(again)} kept dimensions would fail "
+            "the same test; they are kept."
+        )
+    return found
+
+
+if __name__ == "__main__":
+    with job(snakemake) as log:
+        params, settings = snakemake.params, snakemake.params.settings
+        torch.set_num_threads(snakemake.threads)
+        device = device_or_error(params.device)
+        inputs = read_model_inputs(snakemake.input.counts, snakemake.input.library_size)
+        validation = inputs.split("validation")
+        model, genes = load_model(snakemake.input.weights, snakemake.input.description)
+        if genes != inputs.genes:
+            raise InputError(
+                f"{snakemake.input.description}: the model's genes are not those of counts.h5ad; "
+                "delete the train folder and run the same command"
+            )
+        evidence = gather_evidence(model, validation, device)
+        kept = evidence.keep(settings["min_kl"], settings["min_ablation"])
+        log.info("prune_latent: %d of %d dimensions stay", kept.sum(), len(kept))
+        rows = [elbo_row("trained", held_out_elbo(model, validation, device))]
+        model = cut_model(model, kept, evidence.centre)
+        rows.append(elbo_row("cut", held_out_elbo(model, validation, device)))
+        training = {**params.training, "kl_warmup_steps": 0}
+        plan = replace(training_plan(training, params.seed), max_steps=settings["fine_tune_steps"])
+        checkpoint = Path(params.checkpoint)
+        progress = run_training(model, inputs, plan, device, checkpoint, log, "prune_latent")
+        rows.append(elbo_row("fine-tuned", held_out_elbo(model, validation, device)))
+        again = gather_evidence(model, validation, device).keep(
+            settings["min_kl"], settings["min_ablation"]
+        )
+        table, elbo = evidence_table(evidence, kept, settings), pd.DataFrame(rows)
+        write_parquet(table, snakemake.output.evidence)
+        write_tsv(table, snakemake.output.evidence_tsv)
+        write_tsv(elbo, snakemake.output.elbo)
+        write_parquet(pd.DataFrame(progress.history), snakemake.output.history)
+        write_json(
+            {
+                "n_latent": len(kept),
+                "n_kept": int(kept.sum()),
+                "n_would_stay_again": int(again.sum()),
+                "min_kl": settings["min_kl"],
+                "min_ablation": settings["min_ablation"],
+                "fine_tuned_steps": progress.step,
+                "stopped_by": progress.stopped_by,
+                "warnings": pruning_warnings(kept, elbo, again),
+            },
+            snakemake.output.summary,
+        )
+        write_model(model, genes, snakemake.output)
+        remove_checkpoint(checkpoint)
