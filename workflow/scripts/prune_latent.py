@@ -11,7 +11,7 @@ from job import InputError, job, write_json, write_parquet, write_tsv
 from model_inputs import device_or_error, read_model_inputs
 from omics_vae.inference import HeldOut, held_out_elbo
 from omics_vae.model import load_model
-from omics_vae.pruning import Evidence, cut_model, gather_evidence
+from omics_vae.pruning import EVIDENCE_DRAWS, Evidence, cut_model, gather_evidence
 from omics_vae.training import remove_checkpoint
 from train_vae import run_training, training_plan, write_model
 
@@ -94,14 +94,16 @@ if __name__ == "__main__":
         evidence = gather_evidence(model, validation, device)
         kept = evidence.keep(settings["min_kl"], settings["min_ablation"])
         log.info("prune_latent: %d of %d dimensions stay", kept.sum(), len(kept))
-        rows = [elbo_row("trained", held_out_elbo(model, validation, device))]
+        rows = [elbo_row("trained", held_out_elbo(model, validation, device, EVIDENCE_DRAWS))]
         model = cut_model(model, kept, evidence.centre)
-        rows.append(elbo_row("cut", held_out_elbo(model, validation, device)))
+        rows.append(elbo_row("cut", held_out_elbo(model, validation, device, EVIDENCE_DRAWS)))
         training = {**params.training, "kl_warmup_steps": 0}
         plan = replace(training_plan(training, params.seed), max_steps=settings["fine_tune_steps"])
         checkpoint = Path(params.checkpoint)
         progress = run_training(model, inputs, plan, device, checkpoint, log, "prune_latent")
-        rows.append(elbo_row("fine-tuned", held_out_elbo(model, validation, device)))
+        rows.append(
+            elbo_row("fine-tuned", held_out_elbo(model, validation, device, EVIDENCE_DRAWS))
+        )
         again = gather_evidence(model, validation, device).keep(
             settings["min_kl"], settings["min_ablation"]
         )

@@ -50,12 +50,14 @@ def training_plan(settings: dict, seed: int) -> TrainingPlan:
     return TrainingPlan(**{name: settings[name] for name in names}, seed=seed)
 
 
+LINE_EVERY = 250
+
+
 class ProgressReport:
-    """A bar on a terminal; in the log, a line at most every tenth of the planned steps."""
+    """A bar on a terminal; in the log, a line every LINE_EVERY steps."""
 
     def __init__(self, log, label: str, max_steps: int):
-        self.log, self.label, self.every = log, label, max(1, max_steps // 10)
-        self.next_line = 0
+        self.log, self.label, self.next_line = log, label, 0
         self.bar = tqdm(
             total=max_steps, desc=label, unit="step", disable=not sys.stderr.isatty(), leave=False
         )
@@ -65,7 +67,7 @@ class ProgressReport:
         self.bar.update(progress.step - self.bar.n)
         self.bar.set_postfix(beta=f"{last['beta']:.2f}", elbo=f"{last['validation_elbo']:.1f}")
         if progress.step >= self.next_line or progress.stopped_by:
-            self.next_line = progress.step + self.every
+            self.next_line = progress.step + LINE_EVERY
             self.log.info(
                 "%s: step %d, epoch %.1f, beta %.2f, ELBO %.2f (train) %.2f (held-out) nats a cell",
                 self.label,

@@ -48,16 +48,25 @@ def dispersion(model: VAE) -> np.ndarray:
 
 @torch.no_grad()
 def elbo_parts(
-    model: VAE, data: CountData, device: torch.device, draws: int = 4, seed: int = 0
+    model: VAE,
+    data: CountData,
+    device: torch.device,
+    draws: int = 4,
+    seed: int = 0,
+    fixed: dict[int, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reconstruction (cells,) and KL (cells, latent) of every cell, in nats, dropout off.
 
     The reconstruction is averaged over ``draws`` samples of z. A seed gives the same samples at
     every call (common random numbers), so that two models, or one model at two steps, differ by
     what they are and not by luck. ELBO of a cell = reconstruction - sum of its KL.
+
+    ``fixed`` sets latent dimensions to a value for all cells; their KL is then 0.
     """
     model.eval().to(device)
     reconstructions, kls = [], []
+    dimensions = list(fixed or {})
+    values = torch.tensor(list((fixed or {}).values()), device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for x, log_offset in data.chunks(CHUNK, device):
@@ -66,9 +75,12 @@ def elbo_parts(
             total = torch.zeros(len(x), device=device)
             for _ in range(draws):
                 z = mean + scale * torch.randn_like(mean)
+                z[:, dimensions] = values
                 total += model.reconstruction(x, log_offset, z)
             reconstructions.append((total / draws).double().cpu().numpy())
-            kls.append(kl_standard_normal(mean, log_variance).double().cpu().numpy())
+            kl = kl_standard_normal(mean, log_variance)
+            kl[:, dimensions] = 0.0
+            kls.append(kl.double().cpu().numpy())
     return np.concatenate(reconstructions), np.concatenate(kls)
 
 
@@ -82,9 +94,9 @@ class HeldOut:
     kl: np.ndarray  # (latent,)
 
 
-def held_out_elbo(model: VAE, data: CountData, device: torch.device) -> HeldOut:
+def held_out_elbo(model: VAE, data: CountData, device: torch.device, draws: int = 4) -> HeldOut:
     """The ELBO at beta = 1 of cells that the optimiser does not see."""
-    reconstruction, kl = elbo_parts(model, data, device)
+    reconstruction, kl = elbo_parts(model, data, device, draws)
     elbo = reconstruction - kl.sum(1)
     return HeldOut(
         elbo=float(elbo.mean()),
