@@ -220,7 +220,6 @@ rule write_report:
     params:
         config=config,
         versions=VERSIONS.split(),
-        template=source("report/report.html"),
         code=code("write_report.py", "report/report.html"),
     log:
         logs("write_report"),

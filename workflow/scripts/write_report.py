@@ -253,7 +253,9 @@ if __name__ == "__main__":
         versions = package_versions(snakemake.params.versions)
         content = report_content(tables, summaries, files.figures)
         content |= {"run": config["run"], "settings": flatten(config), "versions": versions}
-        template = Path(snakemake.params.template).read_text(encoding="utf-8")
+        template = (Path(snakemake.scriptdir).parent / "report" / "report.html").read_text(
+            encoding="utf-8"
+        )
         _write_text(render(template, content), snakemake.output.report)
         _write_text(write_methods(config, summaries), snakemake.output.methods)
         record = describe_run(
