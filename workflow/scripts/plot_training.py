@@ -89,7 +89,7 @@ def draw(history: pd.DataFrame, kl: pd.DataFrame, summary: dict) -> tuple[Figure
     _mark_steps(ax, summary)
     ax.set_ylim(*elbo_limits(history))
     ax.set(title="Evidence lower bound", ylabel="ELBO (nats per cell)")
-    ax.legend(loc="lower right")
+    ax.legend(loc="center right")
     _draw_line(axes["beta"], step, history["beta"], color=GREEN)
     axes["beta"].set(title="Weight of the KL term", ylabel="β (no unit)")
     axes["beta"].set_ylim(-0.04, max(1.08, 1.08 * history["beta"].max()))
