@@ -31,3 +31,7 @@ rule all:
         f"{RUN}/anomaly/cells.tsv",
         f"{RUN}/anomaly/genes.tsv",
         f"{RUN}/prune/{FIT}/evidence.tsv",
+
+
+onsuccess:
+    print(closing_words(RUN))

@@ -27,11 +27,6 @@ rule detect_anomalies:
         genes=f"{RUN}/anomaly/genes.parquet",
         channels=f"{RUN}/anomaly/channels.tsv",
         summary=f"{RUN}/anomaly/summary.json",
-    params:
-        settings=config["anomaly"],
-        seed=config["seed"],
-        device=config["device"],
-        code=code("detect_anomalies.py"),
     log:
         logs("detect_anomalies"),
     benchmark:
@@ -41,5 +36,10 @@ rule detect_anomalies:
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        settings=config["anomaly"],
+        seed=config["seed"],
+        device=config["device"],
+        code=code("detect_anomalies.py"),
     script:
         "../scripts/detect_anomalies.py"

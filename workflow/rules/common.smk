@@ -1,6 +1,7 @@
 """What all rules share: the checked config, the sample table, paths, the hash of a script's code."""
 
 import importlib.util
+import json
 from hashlib import sha256
 from pathlib import Path
 
@@ -52,6 +53,27 @@ def logs(rule, name=""):
 def times(rule, name=""):
     """Benchmark file (wall time, memory) of a rule."""
     return f"{RUN}/benchmarks/{rule}/{name}.jsonl" if name else f"{RUN}/benchmarks/{rule}.jsonl"
+
+
+def closing_words(run):
+    """What was found and where to look, for the end of a run."""
+    found = json.loads(Path(run, "anomaly", "summary.json").read_text(encoding="utf-8"))
+    warnings = [
+        line
+        for path in sorted(Path(run).rglob("*summary.json"))
+        for line in json.loads(path.read_text(encoding="utf-8"))["warnings"]
+    ]
+    return "\n".join(
+        [
+            "",
+            f"{found['n_anomalies']} of {found['n_query']} query cells do not fit the reference "
+            f"(false discovery rate {found['alpha']:g}, {found['n_calibration']} calibration cells)",
+            f"  warnings  {len(warnings) or 'none'}",
+            f"  report    {run}/report.html",
+            f"  cells     {run}/anomaly/cells.tsv",
+            f"  scanpy    {run}/annotated.h5ad",
+        ]
+    )
 
 
 _hashes = {}

@@ -17,15 +17,15 @@ rule compute_library_size:
         library_size=f"{RUN}/library_size/library_size.parquet",
         samples=f"{RUN}/library_size/samples.tsv",
         summary=f"{RUN}/library_size/summary.json",
-    params:
-        method=config["library_size"]["method"],
-        column=config["library_size"]["column"],
-        code=code("compute_library_size.py"),
     log:
         logs("compute_library_size"),
     benchmark:
         times("compute_library_size")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        method=config["library_size"]["method"],
+        column=config["library_size"]["column"],
+        code=code("compute_library_size.py"),
     script:
         "../scripts/compute_library_size.py"

@@ -14,15 +14,15 @@ OUTPUTS
 rule make_example:
     output:
         EXAMPLE,
-    params:
-        seed=1,
-        code=code("make_example.py"),
     log:
         "results/example_input/make_example.log",
     benchmark:
         "results/example_input/make_example.jsonl"
     conda:
         "../../envs/anomics.yaml"
+    params:
+        seed=1,
+        code=code("make_example.py"),
     script:
         "../scripts/make_example.py"
 
@@ -33,16 +33,16 @@ rule import_counts:
     output:
         counts=f"{RUN}/import/{{sample}}.h5ad",
         summary=f"{RUN}/import/{{sample}}.summary.json",
-    params:
-        row=lambda wildcards: SAMPLES[wildcards.sample],
-        feature_type=config["import"]["feature_type"],
-        code=code("import_counts.py"),
     log:
         logs("import_counts", "{sample}"),
     benchmark:
         times("import_counts", "{sample}")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        row=lambda wildcards: SAMPLES[wildcards.sample],
+        feature_type=config["import"]["feature_type"],
+        code=code("import_counts.py"),
     script:
         "../scripts/import_counts.py"
 
@@ -55,15 +55,15 @@ rule filter_cells:
         qc=f"{RUN}/preprocess/{{sample}}.qc.parquet",
         dropped=f"{RUN}/preprocess/{{sample}}.dropped.tsv",
         summary=f"{RUN}/preprocess/{{sample}}.summary.json",
-    params:
-        limits=config["preprocess"]["filter_cells"],
-        code=code("filter_cells.py"),
     log:
         logs("filter_cells", "{sample}"),
     benchmark:
         times("filter_cells", "{sample}")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        limits=config["preprocess"]["filter_cells"],
+        code=code("filter_cells.py"),
     script:
         "../scripts/filter_cells.py"
 
@@ -76,16 +76,16 @@ rule select_features:
         counts=f"{RUN}/preprocess/counts.h5ad",
         splits=f"{RUN}/preprocess/splits.tsv",
         summary=f"{RUN}/preprocess/summary.json",
-    params:
-        settings=config["preprocess"]["select_features"],
-        split=config["preprocess"]["split"],
-        seed=config["seed"],
-        code=code("select_features.py"),
     log:
         logs("select_features"),
     benchmark:
         times("select_features")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        settings=config["preprocess"]["select_features"],
+        split=config["preprocess"]["split"],
+        seed=config["seed"],
+        code=code("select_features.py"),
     script:
         "../scripts/select_features.py"

@@ -27,13 +27,6 @@ rule prune_latent:
         elbo=f"{RUN}/prune/{{fit}}/elbo.tsv",
         history=f"{RUN}/prune/{{fit}}/history.parquet",
         summary=f"{RUN}/prune/{{fit}}/summary.json",
-    params:
-        settings=config["prune"],
-        training=config["train"],
-        seed=lambda wildcards: int(wildcards.fit.removeprefix("seed")),
-        device=config["device"],
-        checkpoint=f"{RUN}/prune/{{fit}}/checkpoint.safetensors",
-        code=code("prune_latent.py"),
     log:
         logs("prune_latent", "{fit}"),
     benchmark:
@@ -43,6 +36,13 @@ rule prune_latent:
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        settings=config["prune"],
+        training=config["train"],
+        seed=lambda wildcards: int(wildcards.fit.removeprefix("seed")),
+        device=config["device"],
+        checkpoint=f"{RUN}/prune/{{fit}}/checkpoint.safetensors",
+        code=code("prune_latent.py"),
     script:
         "../scripts/prune_latent.py"
 
@@ -55,9 +55,6 @@ rule embed_cells:
         library_size=f"{RUN}/library_size/library_size.parquet",
     output:
         latent=f"{RUN}/embed/{{fit}}/latent.parquet",
-    params:
-        device=config["device"],
-        code=code("embed_cells.py"),
     log:
         logs("embed_cells", "{fit}"),
     benchmark:
@@ -67,6 +64,9 @@ rule embed_cells:
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        device=config["device"],
+        code=code("embed_cells.py"),
     script:
         "../scripts/embed_cells.py"
 
@@ -76,15 +76,15 @@ rule compute_umap:
         latent=f"{RUN}/embed/{{fit}}/latent.parquet",
     output:
         f"{RUN}/embed/{{fit}}/umap.parquet",
-    params:
-        seed=config["seed"],
-        n_neighbors=config["report"]["umap_neighbors"],
-        code=code("compute_umap.py"),
     log:
         logs("compute_umap", "{fit}"),
     benchmark:
         times("compute_umap", "{fit}")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        seed=config["seed"],
+        n_neighbors=config["report"]["umap_neighbors"],
+        code=code("compute_umap.py"),
     script:
         "../scripts/compute_umap.py"

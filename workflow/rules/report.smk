@@ -27,14 +27,14 @@ rule plot_qc:
             labels={"figure": "Cells kept and dropped"},
         ),
         table=f"{RUN}/figures/qc.tsv",
-    params:
-        code=code("plot_qc.py"),
     log:
         logs("plot_qc"),
     benchmark:
         times("plot_qc")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        code=code("plot_qc.py"),
     script:
         "../scripts/plot_qc.py"
 
@@ -53,14 +53,14 @@ rule plot_library_size:
             labels={"figure": "Library sizes"},
         ),
         table=f"{RUN}/figures/library_size.tsv",
-    params:
-        code=code("plot_library_size.py"),
     log:
         logs("plot_library_size"),
     benchmark:
         times("plot_library_size")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        code=code("plot_library_size.py"),
     script:
         "../scripts/plot_library_size.py"
 
@@ -80,14 +80,14 @@ rule plot_training:
             labels={"figure": "Training"},
         ),
         table=f"{RUN}/figures/training.tsv",
-    params:
-        code=code("plot_training.py"),
     log:
         logs("plot_training"),
     benchmark:
         times("plot_training")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        code=code("plot_training.py"),
     script:
         "../scripts/plot_training.py"
 
@@ -107,14 +107,14 @@ rule plot_pruning:
             labels={"figure": "Pruning of latent dimensions"},
         ),
         table=f"{RUN}/figures/pruning.tsv",
-    params:
-        code=code("plot_pruning.py"),
     log:
         logs("plot_pruning"),
     benchmark:
         times("plot_pruning")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        code=code("plot_pruning.py"),
     script:
         "../scripts/plot_pruning.py"
 
@@ -134,14 +134,14 @@ rule plot_latent:
             labels={"figure": "Map of the latent space"},
         ),
         table=f"{RUN}/figures/latent.tsv",
-    params:
-        code=code("plot_latent.py"),
     log:
         logs("plot_latent"),
     benchmark:
         times("plot_latent")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        code=code("plot_latent.py"),
     script:
         "../scripts/plot_latent.py"
 
@@ -160,14 +160,14 @@ rule plot_anomalies:
             labels={"figure": "Scores, p-values, anomalies a sample"},
         ),
         table=f"{RUN}/figures/anomalies.tsv",
-    params:
-        code=code("plot_anomalies.py"),
     log:
         logs("plot_anomalies"),
     benchmark:
         times("plot_anomalies")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        code=code("plot_anomalies.py"),
     script:
         "../scripts/plot_anomalies.py"
 
@@ -181,14 +181,14 @@ rule annotate_counts:
         cells=f"{RUN}/anomaly/cells.parquet",
     output:
         f"{RUN}/annotated.h5ad",
-    params:
-        code=code("annotate_counts.py"),
     log:
         logs("annotate_counts"),
     benchmark:
         times("annotate_counts")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        code=code("annotate_counts.py"),
     script:
         "../scripts/annotate_counts.py"
 
@@ -217,15 +217,15 @@ rule write_report:
         report=f"{RUN}/report.html",
         methods=f"{RUN}/methods.md",
         run=f"{RUN}/run.json",
-    params:
-        config=config,
-        versions=VERSIONS.split(),
-        code=code("write_report.py", "report/report.html"),
     log:
         logs("write_report"),
     benchmark:
         times("write_report")
     conda:
         "../../envs/anomics.yaml"
+    params:
+        config=config,
+        versions=VERSIONS.split(),
+        code=code("write_report.py", "report/report.html"),
     script:
         "../scripts/write_report.py"

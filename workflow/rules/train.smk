@@ -22,12 +22,6 @@ rule train_vae:
         history=f"{RUN}/train/{{fit}}/history.parquet",
         kl=f"{RUN}/train/{{fit}}/kl.parquet",
         summary=f"{RUN}/train/{{fit}}/summary.json",
-    params:
-        settings=config["train"],
-        seed=lambda wildcards: int(wildcards.fit.removeprefix("seed")),
-        device=config["device"],
-        checkpoint=f"{RUN}/train/{{fit}}/checkpoint.safetensors",
-        code=code("train_vae.py"),
     log:
         logs("train_vae", "{fit}"),
     benchmark:
@@ -39,5 +33,11 @@ rule train_vae:
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        settings=config["train"],
+        seed=lambda wildcards: int(wildcards.fit.removeprefix("seed")),
+        device=config["device"],
+        checkpoint=f"{RUN}/train/{{fit}}/checkpoint.safetensors",
+        code=code("train_vae.py"),
     script:
         "../scripts/train_vae.py"
