@@ -10,7 +10,8 @@ from snakemake.exceptions import WorkflowError
 
 def source(path):
     """A file beside the rules, by its path from the workflow folder; works for remote use too."""
-    return workflow.source_path(f"../{path}")
+    # Snakemake's path is a subclass of str, which Python's bytecode cache cannot store.
+    return str(workflow.source_path(f"../{path}"))
 
 
 def load_script(name):
