@@ -35,3 +35,7 @@ rule all:
 
 onsuccess:
     print(closing_words(RUN))
+
+
+onerror:
+    print(last_words(RUN, STARTED), file=sys.stderr)

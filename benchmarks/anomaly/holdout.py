@@ -60,7 +60,7 @@ def run_pipeline(source: Path, folder: Path, hidden: str, seed: int, cores: int)
 
 
 def conformal_p(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
-    """(1 + #{calibration >= s}) / (n + 1). Written again: a judge does not borrow from the judged."""
+    """(1 + #{calibration >= s}) / (n + 1), written again: a judge borrows nothing of the judged."""
     at_least = (calibration[None, :] >= scores[:, None]).sum(1)
     return (1 + at_least) / (len(calibration) + 1)
 

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import sys
+import time
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,6 +25,7 @@ def load_script(name):
     return loaded
 
 
+@cache
 def read_source(path):
     """Text of a file under workflow/scripts, or None where there is no such file."""
     try:
@@ -57,8 +61,11 @@ def times(rule, name=""):
 
 
 def closing_words(run):
-    """What was found and where to look, for the end of a run."""
-    found = json.loads(Path(run, "anomaly", "summary.json").read_text(encoding="utf-8"))
+    """What was found and where to look, for the end of a run; nothing if only a part was made."""
+    summary = Path(run, "anomaly", "summary.json")
+    if not summary.exists():
+        return ""
+    found = json.loads(summary.read_text(encoding="utf-8"))
     warnings = [
         line
         for path in sorted(Path(run).rglob("*summary.json"))
@@ -77,6 +84,19 @@ def closing_words(run):
     )
 
 
+def last_words(run, since):
+    """The error line of each job that failed after ``since`` (s), for the end of a run."""
+    lines = []
+    for path in sorted(Path(run, "logs").rglob("*.log")):
+        text = path.read_text(encoding="utf-8") if path.stat().st_mtime >= since else ""
+        errors = [line.split(" ERROR ", 1)[1] for line in text.splitlines() if " ERROR " in line]
+        if "\nTraceback " in text:
+            errors = [f"{path}: {errors[-1]}; it is a fault of anomics, please report this file"]
+        lines += errors[-1:]
+    return "\n".join(["", *lines]) if lines else ""
+
+
+STARTED = time.time()
 _hashes = {}
 import_closure = load_script("import_closure").import_closure
 configuration = load_script("configuration")

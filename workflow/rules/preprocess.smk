@@ -30,6 +30,8 @@ rule make_example:
 rule import_counts:
     input:
         counts=lambda wildcards: SAMPLES[wildcards.sample]["path"],
+        # Snakemake does not see a change inside a folder.
+        inside=lambda wildcards: configuration.files_inside(SAMPLES[wildcards.sample]["path"]),
     output:
         counts=f"{RUN}/import/{{sample}}.h5ad",
         summary=f"{RUN}/import/{{sample}}.summary.json",

@@ -6,8 +6,10 @@ can be told without opening a count file are told here, one line each.
 
 import csv
 import difflib
+import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -18,6 +20,14 @@ FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
 KNOWN = (*REQUIRED, "format", "matrix", "genome", "batch", "donor", "condition")
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 OBS_COLUMN = re.compile(r"obs:.+")
+TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "object": "a section with keys under it",
+    "null": "null",
+}
 
 
 class ConfigurationError(ValueError):
@@ -41,11 +51,18 @@ def check_config(config: dict, schema_path: str) -> dict:
     """
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
     faults = []
+    homes = _homes(schema)
     for error in Draft202012Validator(schema).iter_errors(config):
         where = ".".join(str(part) for part in error.absolute_path)
-        faults += _explain(where, error)
+        faults += _explain(where, error, homes)
+    faults += [
+        f"config: {where}: must be a finite number, not {value}; null switches a limit off"
+        for where, value in _values(config)
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
     if faults:
-        raise ConfigurationError(sorted(faults))
+        # A missing key is an error of jsonschema's for each key that is missing.
+        raise ConfigurationError(sorted(set(faults)))
     complete = _with_defaults(config, schema)
     faults = _contradictions(complete)
     if faults:
@@ -53,18 +70,43 @@ def check_config(config: dict, schema_path: str) -> dict:
     return complete
 
 
-def _explain(where: str, error) -> list[str]:
-    """One line for a schema error: the key, what is wrong, what to do."""
+def _homes(schema: dict, prefix: str = "") -> dict[str, str]:
+    """For each key the section that it stands in ("" at the top)."""
+    homes = {}
+    for key, rule in schema["properties"].items():
+        homes[key] = prefix
+        if rule.get("type") == "object":
+            homes |= _homes(rule, f"{prefix}.{key}" if prefix else key)
+    return homes
+
+
+def _values(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every setting with its dotted name."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _explain(where: str, error, homes: dict[str, str]) -> list[str]:
+    """A line for each key at fault: the key, what is wrong, what to do."""
     prefix = f"{where}." if where else ""
     if error.validator == "additionalProperties":
         known = error.schema["properties"]
         unknown = [key for key in error.instance if key not in known]
-        return [f"config: {prefix}{key}: unknown key{nearest(key, known)}" for key in unknown]
+        return [
+            f"config: {prefix}{key}: unknown key"
+            + (_belongs(homes[key]) if key in homes else nearest(key, known))
+            for key in unknown
+        ]
     if error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]
         return [f"config: {prefix}{key}: missing; add it" for key in missing]
     expected = {
-        "type": lambda v: "must be of type " + " or ".join([v] if isinstance(v, str) else v),
+        "type": lambda v: (
+            "must be " + " or ".join(TYPES[name] for name in ([v] if isinstance(v, str) else v))
+        ),
         "enum": lambda v: "must be one of " + ", ".join(map(str, v)),
         "pattern": lambda v: "may hold letters, digits, _ . - and must not start with a sign",
         "minLength": lambda v: "must not be empty",
@@ -73,13 +115,32 @@ def _explain(where: str, error) -> list[str]:
         "exclusiveMinimum": lambda v: f"must be larger than {v}",
         "exclusiveMaximum": lambda v: f"must be smaller than {v}",
     }[error.validator](error.validator_value)
-    value = repr(error.instance)
     hint = ""
-    if error.validator == "type" and isinstance(error.instance, str):
-        hint = "; YAML reads 1e-3 as text, write 1.0e-3" if "e" in value.lower() else ""
+    if error.validator == "type":
+        hint = _type_hint(error.instance, error.validator_value)
     if error.validator == "enum":
         hint = nearest(error.instance, error.validator_value)
+    value = "null" if error.instance is None else repr(error.instance)
     return [f"config: {where}: {expected}, not {value[:80]}{hint}"]
+
+
+def _belongs(home: str) -> str:
+    return (
+        f" here; it belongs under {home}" if home else " here; it belongs at the top, not indented"
+    )
+
+
+def _type_hint(value, wanted: str | list[str]) -> str:
+    """What YAML most likely did to what was meant."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value):
+        return "; YAML reads 1e-3 as text, write 1.0e-3"
+    if isinstance(value, str) and value.lower() in ("none", "na", "off") and "null" in wanted:
+        return "; write null"
+    if wanted == "string" and not isinstance(value, dict | list | None):
+        return "; put it in quotes"
+    if wanted == "object" and value is None:
+        return "; indent its keys, or remove the line"
+    return ""
 
 
 def _with_defaults(config: dict, schema: dict) -> dict:
@@ -87,6 +148,9 @@ def _with_defaults(config: dict, schema: dict) -> dict:
     result = {}
     for key, rule in schema["properties"].items():
         value = config.get(key, rule.get("default"))
+        # 2.0e+4 is a whole number to the schema, and a float to Python.
+        if isinstance(value, float) and value.is_integer() and "integer" in rule.get("type", ""):
+            value = int(value)
         result[key] = _with_defaults(value, rule) if rule.get("type") == "object" else value
     return result
 
@@ -142,13 +206,14 @@ def read_samples(path: str, made_here: set[str], bundled: str) -> dict[str, dict
         raise ConfigurationError(
             [f"{path}: cannot be read as a text table ({error}); save it as UTF-8 TSV"]
         ) from None
-    rows = [row for row in csv.reader(lines, delimiter="\t") if any(cell.strip() for cell in row)]
-    faults = _check_header(path, rows)
+    numbered = enumerate(csv.reader(lines, delimiter="\t"), start=1)
+    rows = [(number, row) for number, row in numbered if any(cell.strip() for cell in row)]
+    header = [name.strip() for name in rows[0][1]] if rows else []
+    faults = _check_header(path, header)
     if faults:
         raise ConfigurationError(faults)
-    header = [name.strip() for name in rows[0]]
     samples: dict[str, dict[str, str]] = {}
-    for number, cells in enumerate(rows[1:], start=2):
+    for number, cells in rows[1:]:
         where = f"{path}: row {number}"
         if len(cells) > len(header):
             faults.append(
@@ -158,7 +223,7 @@ def read_samples(path: str, made_here: set[str], bundled: str) -> dict[str, dict
         row = dict(zip(header, [cell.strip() for cell in cells], strict=False))
         row = {name: row.get(name, "") for name in header}
         faults += _check_row(where, row, samples, made_here)
-        samples[row["sample"]] = row
+        samples.setdefault(row["sample"], row)
     if not samples and not faults:
         faults.append(f"{path}: no sample in it; add a row for each sample")
     faults += _check_roles(path, samples)
@@ -167,25 +232,26 @@ def read_samples(path: str, made_here: set[str], bundled: str) -> dict[str, dict
     return samples
 
 
-def _check_header(path: str, rows: list[list[str]]) -> list[str]:
-    if not rows:
+def _check_header(path: str, header: list[str]) -> list[str]:
+    if not header:
         return [f"{path}: the table is empty; its first row names the columns"]
-    header = [name.strip() for name in rows[0]]
-    faults = []
-    for name in REQUIRED:
-        if name not in header:
-            hint = nearest(name, set(header) - set(REQUIRED))
-            if not hint and len(header) == 1:
-                hint = "; columns are separated by tabs"
-            faults.append(f"{path}: column {name} is missing{hint}")
-    doubled = sorted({name for name in header if header.count(name) > 1})
+    if len(header) == 1 and header[0] not in REQUIRED:
+        return [f"{path}: has one column, {header[0][:80]!r}; separate the columns by tabs"]
+    faults, typos = [], {}
+    for name in header:
+        typo = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.8)
+        if name not in KNOWN and typo and typo[0] not in header:
+            typos[typo[0]] = name
+            faults.append(f"{path}: column {name}: did you mean {typo[0]}? rename it")
+    faults += [
+        f"{path}: column {name} is missing; add it"
+        for name in REQUIRED
+        if name not in header and name not in typos
+    ]
+    doubled = sorted({name for name in header if name and header.count(name) > 1})
     faults += [f"{path}: column {name} stands twice; remove one" for name in doubled]
     if "" in header:
         faults.append(f"{path}: a column has no name; name it or remove it")
-    for name in header:
-        typo = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.85)
-        if name not in KNOWN and typo and typo[0] not in header:
-            faults.append(f"{path}: column {name}: did you mean {typo[0]}? rename it")
     return faults
 
 
@@ -197,9 +263,9 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
             f"{where}: sample {sample[:80]!r}: a name may hold letters, digits, _ . - and must "
             "start with a letter or digit; rename it"
         )
-    elif sample == "counts":
-        faults.append(f"{where}: sample 'counts' would shadow the joined matrix; rename it")
-    if sample in earlier:
+    elif sample.lower() == "counts":
+        faults.append(f"{where}: sample {sample!r} would shadow the joined matrix; rename it")
+    elif sample in earlier:
         faults.append(f"{where}: sample {sample} stands twice; names must differ")
     elif sample.lower() in {name.lower() for name in earlier}:
         faults.append(
@@ -208,6 +274,8 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
         )
     if not file:
         faults.append(f"{where}: path is empty; give the sample's file")
+    elif "{" in file or "}" in file:
+        faults.append(f"{where}: path {file} holds a brace, which Snakemake cannot take; rename it")
     elif file not in made_here and not os.path.exists(file):
         faults.append(f"{where}: sample {sample}: there is no file {file}; correct the path")
     elif file not in made_here and not os.access(file, os.R_OK):
@@ -237,6 +305,11 @@ def _check_roles(path: str, samples: dict[str, dict]) -> list[str]:
         for role in sorted(missing)
         if roles <= {"reference", "query"}
     ]
+
+
+def files_inside(path: str) -> list[str]:
+    """All files of a folder, none for a file."""
+    return sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
 
 
 def check_files(config: dict) -> None:

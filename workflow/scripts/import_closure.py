@@ -3,20 +3,25 @@
 import ast
 import sys
 from collections.abc import Callable
+from functools import cache
 
 
-def imported_modules(text: str) -> set[str]:
+@cache
+def imported_modules(text: str, package: tuple[str, ...] = ()) -> frozenset[str]:
     """Dotted names that a module's text imports, anywhere in it, standard library left out.
 
-    ``from a.b import c`` gives both ``a.b`` and ``a.b.c``: c may be a module.
+    ``from a.b import c`` gives both ``a.b`` and ``a.b.c``: c may be a module. ``package`` is where
+    the module lies, for ``from . import c``.
     """
     names = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*base, *filter(None, [node.module])])
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return frozenset(name for name in names if name.split(".")[0] not in sys.stdlib_module_names)
 
 
 def import_closure(script: str, read: Callable[[str], str | None]) -> set[str]:
@@ -31,7 +36,7 @@ def import_closure(script: str, read: Callable[[str], str | None]) -> set[str]:
     while waiting:
         path = waiting.pop()
         found.add(path)
-        for name in imported_modules(read(path) or ""):
+        for name in imported_modules(read(path) or "", tuple(path.split("/")[:-1])):
             parts = name.split(".")
             if parts[0] in foreign:
                 continue

@@ -15,9 +15,6 @@ from omics_vae.model import VAE, Architecture, save_model
 from omics_vae.pruning import ACTIVE_VARIANCE
 from omics_vae.training import Progress, TrainingPlan, remove_checkpoint, train
 
-# Under this share of the steps spent at beta = 1, the stop came too soon after the warm-up to tell.
-SHORT_RUN = 2
-
 
 def build_model(inputs: ModelInputs, settings: dict, seed: int) -> VAE:
     """A VAE of the configured shape, started as the null model of the training cells."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from scipy import special
 
 from omics_vae.likelihoods import SMALLEST_P, nb_deviance, nb_two_sided_p
 
@@ -26,7 +25,8 @@ def nb_surprise(x: np.ndarray, mu: np.ndarray, theta: np.ndarray) -> np.ndarray:
 
     Most counts are zero, and P(X = 0) = (1 + mu/theta)^-theta needs no incomplete beta function.
     """
-    result = np.maximum(theta * np.log1p(mu / theta) - np.log(2.0), 0.0)
+    surprise_of_zero = theta * np.log1p(mu / theta) - np.log(2.0)
+    result = np.clip(surprise_of_zero, 0.0, -np.log(SMALLEST_P))
     row, column = np.nonzero(x)
     p = nb_two_sided_p(x[row, column], mu[row, column], theta[column])
     result[row, column] = -np.log(p)
@@ -134,9 +134,13 @@ def cauchy_combination(p: np.ndarray) -> np.ndarray:
 
     .. math:: T = \\frac1K \\sum_k \\tan(\\pi (1/2 - p_k)),\\quad p = 1/2 - \\arctan(T)/\\pi
 
-    Source: Liu & Xie 2020, doi:10.1080/01621459.2018.1554485.
+    p = 1 gives T = -infinity, hence 1. Source: Liu & Xie 2020, doi:10.1080/01621459.2018.1554485.
     """
-    statistic = np.mean(special.cotdg(180.0 * p), axis=0)
+    # Each half from its own end: near 1, pi * p has no digits left for the distance to the pole.
+    upper_half = p > 0.5
+    with np.errstate(divide="ignore"):
+        cotangent = 1.0 / np.tan(np.pi * np.where(upper_half, 1.0 - p, p))
+    statistic = np.mean(np.where(upper_half, -cotangent, cotangent), axis=0)
     return np.arctan2(1.0, statistic) / np.pi
 
 
@@ -160,7 +164,11 @@ def combine_channels(channels: dict[str, np.ndarray], is_calibration: np.ndarray
         p = conformal_p(score, score[is_calibration])
         p[is_calibration] = calibration_p(score[is_calibration])
         p_channel[name] = p
-    combined = cauchy_combination(np.stack(list(p_channel.values())))
+    # A query cell less odd than all calibration cells has p = 1, which would silence every other
+    # channel; it counts as the least odd calibration cell.
+    n = int(is_calibration.sum())
+    p = np.minimum(np.stack(list(p_channel.values())), n / (n + 1.0))
+    combined = cauchy_combination(p)
     score = -np.log10(np.maximum(combined, SMALLEST_P))
     p_value = conformal_p(score, score[is_calibration])
     p_value[is_calibration] = calibration_p(score[is_calibration])

@@ -73,8 +73,8 @@ def gather_evidence(model: VAE, data: CountData, device: torch.device) -> Eviden
 def aggregated_kl(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """KL of each dimension's aggregated posterior (1/n) sum_i q(z_j|x_i) from N(0, 1), in nats.
 
-    Monte Carlo: the mixture of the cells' Gaussians has no closed form. A cell's own component is
-    part of the mixture, so the estimate is biased up by at most the dimension's ``kl`` / n.
+    Monte Carlo: the mixture of the cells' Gaussians has no closed form. Where these cells stand for
+    others, it is biased up by about exp(kl) / n, as a mixture of few narrow Gaussians has gaps.
 
     Arguments: ``mean``, ``variance`` (cells, latent). Returns (latent,), not below 0.
     """

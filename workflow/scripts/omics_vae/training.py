@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from omics_vae.data import CountData, ShuffledBatches
@@ -52,10 +52,6 @@ class TrainingPlan:
     def beta(self, step: int) -> float:
         """Weight of the KL term at a step: linear from 0 to 1 over the warm-up, then 1."""
         return min(1.0, step / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
-
-    def keep_beta_one(self) -> "TrainingPlan":
-        """The same plan without a warm-up, as for fine-tuning a trained model."""
-        return TrainingPlan(**{**asdict(self), "kl_warmup_steps": 0})
 
 
 @dataclass
@@ -93,13 +89,13 @@ def train(
 
     Early stopping counts only from the step at which beta has reached 1: an ELBO under a lighter KL
     term is not comparable with the final one. It stops when ``patience`` evaluations in a row have
-    not improved the best by ``min_improvement`` nats a cell.
+    not improved the best by ``min_improvement`` nats a cell; a smaller gain is no new best.
 
     A checkpoint is written to ``checkpoint`` every ``checkpoint_seconds`` and removed by
     :func:`remove_checkpoint` once the caller has stored the result. One that was written by another
-    plan, model or data set is ignored.
+    plan, model or data set, or that cannot be read, is ignored.
 
-    Raises ``FloatingPointError`` when the loss is no longer a number.
+    Raises ``FloatingPointError`` when the loss or the held-out ELBO is no longer a number.
     """
     model.to(device)
     optimizer = _optimizer(model, plan, len(training))
@@ -168,6 +164,10 @@ def _step(model, optimizer, training, batches, plan, progress, device) -> None:
 def _evaluate(model, validation, plan, progress, best, batches, device) -> None:
     """Record the held-out ELBO, keep the best weights, decide whether to stop."""
     held_out = held_out_elbo(model, validation, device)
+    if not math.isfinite(held_out.elbo):
+        raise FloatingPointError(
+            f"the held-out ELBO is not a number at step {progress.step}; lower train.learning_rate"
+        )
     beta = plan.beta(progress.step)
     progress.history.append(
         {
@@ -217,20 +217,24 @@ def _save_checkpoint(path: Path, key: str, model, optimizer, best, progress: Pro
         tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     save_file(tensors, partial, {"key": key, "progress": json.dumps(asdict(progress))})
     os.replace(partial, path)
 
 
 def _load_checkpoint(path: Path, key: str, model, optimizer, best) -> Progress | None:
-    """Restore a checkpoint that fits, else None. A corrupt one cannot arise (see above)."""
+    """Restore a checkpoint that fits, else None."""
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        if metadata["key"] != key:
-            return None
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        # Cut short by a failing disk or a copy; starting afresh costs time, stopping the whole run.
+        return None
     groups: dict[str, dict] = {"model": {}, "best": {}, "adam": {}}
     for name, tensor in tensors.items():
         group, rest = name.split(".", 1)
@@ -249,5 +253,11 @@ def _load_checkpoint(path: Path, key: str, model, optimizer, best) -> Progress |
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Forget a checkpoint whose run has been stored."""
+    """Forget a checkpoint whose run has been stored, and one whose writing was cut short."""
     path.unlink(missing_ok=True)
+    _partial(path).unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """Where a checkpoint is written before it is put in place."""
+    return path.with_name(path.name + ".partial")

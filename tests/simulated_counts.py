@@ -1,0 +1,119 @@
+"""Negative binomial counts whose latent dimensions, library sizes and shares are known."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from omics_vae.data import CountData
+from omics_vae.model import VAE, Architecture
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Counts and what made them."""
+
+    counts: sp.csr_matrix  # (cells, genes)
+    library_size: np.ndarray  # (cells,)
+    z: np.ndarray  # (cells, latent)
+    mu: np.ndarray  # (cells, genes)
+    theta: float
+
+    def data(self, cells=slice(None)) -> CountData:
+        return CountData(self.counts[cells], np.log(self.library_size[cells]))
+
+
+def simulate(
+    n_cells: int,
+    n_genes: int,
+    n_latent: int = 3,
+    seed: int = 0,
+    depth: float = 2000.0,
+    loading: float = 0.6,
+    theta: float = 4.0,
+) -> Simulated:
+    """z ~ N(0, I), shares = softmax of (genes, rest) linear in z, x ~ NB(size * share, theta)."""
+    rng = np.random.default_rng(seed)
+    z = rng.standard_normal((n_cells, n_latent))
+    base = rng.normal(0.0, 1.0, n_genes)
+    logits = base + z @ rng.normal(0.0, loading, (n_latent, n_genes))
+    rest = np.log(np.exp(base).sum() / 2.0)
+    weights = np.exp(np.column_stack([logits, np.full(n_cells, rest)]))
+    shares = weights / weights.sum(1, keepdims=True)
+    size = depth * np.exp(rng.normal(0.0, 0.4, n_cells))
+    mu = size[:, None] * shares[:, :-1]
+    x = rng.poisson(rng.gamma(theta, mu / theta))
+    return Simulated(sp.csr_matrix(x.astype(np.int32)), size, z, mu, theta)
+
+
+def small_model(data: CountData, n_latent: int = 3, n_hidden: int = 16, dropout: float = 0.1):
+    """A VAE for ``data``, started from it; the same weights at every call."""
+    torch.manual_seed(11)
+    model = VAE(Architecture(data.counts.shape[1], n_latent, n_hidden, dropout))
+    model.start_from(data)
+    return model
+
+
+def gene_names(n_genes: int) -> list[str]:
+    return [f"G{g}" for g in range(n_genes)]
+
+
+def write_run(folder: Path, simulated: Simulated, split: np.ndarray, selected: np.ndarray) -> dict:
+    """preprocess/counts.h5ad and library_size.parquet of the pipeline; their paths by name."""
+    names = [f"cell{i}" for i in range(len(split))]
+    role = np.where(split == "query", "query", "reference")
+    obs = pd.DataFrame({"sample": "S1", "role": role, "split": split}, index=names)
+    var = pd.DataFrame({"selected": selected}, index=gene_names(len(selected)))
+    paths = {"counts": folder / "counts.h5ad", "library_size": folder / "library_size.parquet"}
+    ad.AnnData(simulated.counts, obs=obs, var=var).write_h5ad(paths["counts"])
+    pd.DataFrame(
+        {
+            "cell_id": names,
+            "sample": "S1",
+            "library_size": simulated.library_size,
+            "log_offset": np.log(simulated.library_size),
+        }
+    ).to_parquet(paths["library_size"])
+    return {name: str(path) for name, path in paths.items()}
+
+
+SPLITS = {"train": 200, "validation": 60, "calibration": 100, "query": 60}
+N_GENES, N_SELECTED = 60, 40
+TRAIN = {
+    "n_latent": 4,
+    "n_hidden": 16,
+    "dropout": 0.1,
+    "batch_size": 64,
+    "learning_rate": 0.005,
+    "weight_decay": 20.0,
+    "kl_warmup_steps": 20,
+    "max_steps": 80,
+    "validation_interval": 10,
+    "patience": 4,
+    "min_improvement": 0.05,
+    "checkpoint_seconds": 0,
+}
+PRUNE = {"min_kl": 0.05, "min_ablation": 0.05, "fine_tune_steps": 20}
+
+
+def small_run(folder: Path, spike: bool = False) -> dict:
+    """Inputs of the model's rules for 420 cells and 60 genes, 40 of them in the model.
+
+    ``spike``: the last 12 query cells have 1000 more of G3 (in the model) and of G55 (not in it).
+    """
+    simulated = simulate(sum(SPLITS.values()), N_GENES, n_latent=2, seed=8, loading=0.8)
+    split = np.repeat(list(SPLITS), list(SPLITS.values()))
+    if spike:
+        counts = simulated.counts.tolil()
+        counts[-12:, 3] = counts[-12:, 3].toarray() + 1000
+        counts[-12:, 55] = counts[-12:, 55].toarray() + 1000
+        simulated = Simulated(
+            counts.tocsr(), simulated.library_size, simulated.z, simulated.mu, simulated.theta
+        )
+    return write_run(folder, simulated, split, np.arange(N_GENES) < N_SELECTED)

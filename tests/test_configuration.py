@@ -1,0 +1,469 @@
+"""What a user may get wrong in the config and the sample table, and the line each fault gets."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configuration import (
+    ConfigurationError,
+    check_config,
+    check_files,
+    files_inside,
+    read_samples,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+EXAMPLE = "results/example_input/pbmc68k.h5ad"
+
+
+def faults_of_config(text: str) -> list[str]:
+    """The lines about a user's YAML, merged into nothing but what the schema requires."""
+    config = {"run": "mine", "samples": "samples.tsv"} | (yaml.safe_load(text) or {})
+    with pytest.raises(ConfigurationError) as caught:
+        check_config(config, SCHEMA)
+    return str(caught.value).split("\n")
+
+
+CONFIG_FAULTS = {
+    "unknown key at the top": (
+        "sead: 2",
+        "config: sead: unknown key; did you mean seed?",
+    ),
+    "unknown key two levels down": (
+        "preprocess: {filter_cells: {min_count: 5}}",
+        "config: preprocess.filter_cells.min_count: unknown key; did you mean min_counts?",
+    ),
+    "unknown key like no other": (
+        "zzz: 1",
+        "config: zzz: unknown key",
+    ),
+    "a key outside its section": (
+        "n_latent: 8",
+        "config: n_latent: unknown key here; it belongs under train",
+    ),
+    "a key of the top inside a section": (
+        "train: {seed: 8}",
+        "config: train.seed: unknown key here; it belongs at the top, not indented",
+    ),
+    "a key that is a number": (
+        "train: {5: 8}",
+        "config: train.5: unknown key",
+    ),
+    "text for a number": (
+        "train: {n_latent: many}",
+        "config: train.n_latent: must be a whole number, not 'many'",
+    ),
+    "true for a number": (
+        "train: {n_latent: true}",
+        "config: train.n_latent: must be a whole number, not True",
+    ),
+    "a fraction for a whole number": (
+        "train: {n_latent: 8.5}",
+        "config: train.n_latent: must be a whole number, not 8.5",
+    ),
+    "text for true": (
+        'preprocess: {select_features: {batch_aware: "true"}}',
+        "config: preprocess.select_features.batch_aware: must be true or false, not 'true'",
+    ),
+    "a number YAML takes for text": (
+        "train: {learning_rate: 1e-3}",
+        "config: train.learning_rate: must be a number, not '1e-3'; YAML reads 1e-3 as text, "
+        "write 1.0e-3",
+    ),
+    "none for null": (
+        "preprocess: {filter_cells: {max_counts: None}}",
+        "config: preprocess.filter_cells.max_counts: must be a whole number or null, not 'None'; "
+        "write null",
+    ),
+    "null where there is no off": (
+        "anomaly: {alpha: null}",
+        "config: anomaly.alpha: must be a number, not null",
+    ),
+    "a number for text": (
+        "run: 2024",
+        "config: run: must be text, not 2024; put it in quotes",
+    ),
+    "a section whose keys are commented out": (
+        "train:",
+        "config: train: must be a section with keys under it, not null; indent its keys, or remove "
+        "the line",
+    ),
+    "below a minimum": (
+        "train: {n_latent: 0}",
+        "config: train.n_latent: must be at least 1, not 0",
+    ),
+    "above a maximum": (
+        "preprocess: {filter_cells: {max_pct_mito: 120}}",
+        "config: preprocess.filter_cells.max_pct_mito: must be at most 100, not 120",
+    ),
+    "at an open lower bound": (
+        "anomaly: {alpha: 0}",
+        "config: anomaly.alpha: must be larger than 0, not 0",
+    ),
+    "at an open upper bound": (
+        "train: {dropout: 1}",
+        "config: train.dropout: must be smaller than 1, not 1",
+    ),
+    "not a number": (
+        "preprocess: {filter_cells: {max_pct_mito: .nan}}",
+        "config: preprocess.filter_cells.max_pct_mito: must be a finite number, not nan; null "
+        "switches a limit off",
+    ),
+    "infinite": (
+        "train: {weight_decay: .inf}",
+        "config: train.weight_decay: must be a finite number, not inf; null switches a limit off",
+    ),
+    "not one of the choices": (
+        "device: gpu",
+        "config: device: must be one of auto, cpu, cuda, not 'gpu'; did you mean cpu?",
+    ),
+    "a run that leaves its folder": (
+        "run: ../elsewhere",
+        "config: run: may hold letters, digits, _ . - and must not start with a sign, not "
+        "'../elsewhere'",
+    ),
+    "empty text": (
+        'import: {feature_type: ""}',
+        "config: import.feature_type: must not be empty, not ''",
+    ),
+    "a warm-up longer than the training": (
+        "train: {kl_warmup_steps: 500, max_steps: 500}",
+        "config: train.kl_warmup_steps: the warm-up (500 steps) would end after training (500); "
+        "lower it or raise train.max_steps",
+    ),
+    "nothing left to train on": (
+        "preprocess: {split: {validation: 0.2, calibration: 0.75}}",
+        "config: preprocess.split: validation and calibration leave less than 10 % of the "
+        "reference to train on; lower one of them",
+    ),
+    "a method without its column": (
+        "library_size: {method: column}",
+        "config: library_size.column: goes with method: column, and the other way round; set both "
+        "or neither",
+    ),
+    "a column without its method": (
+        "library_size: {column: depth}",
+        "config: library_size.column: goes with method: column, and the other way round; set both "
+        "or neither",
+    ),
+    "limits that cross": (
+        "preprocess: {filter_cells: {min_counts: 500, max_counts: 400}}",
+        "config: preprocess.filter_cells: min_counts 500 exceeds max_counts 400; no cell could "
+        "pass",
+    ),
+    "limits on genes that cross": (
+        "preprocess: {filter_cells: {min_genes: 500, max_genes: 400}}",
+        "config: preprocess.filter_cells: min_genes 500 exceeds max_genes 400; no cell could pass",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_FAULTS)
+def test_a_fault_of_the_config_gives_one_line(name):
+    text, expected = CONFIG_FAULTS[name]
+    assert faults_of_config(text) == [expected]
+
+
+def test_all_faults_of_the_config_are_told_at_once():
+    found = faults_of_config("sead: 1\ndevice: gpu\ntrain: {n_latent: 0, foo: 1, bar: 2}")
+    assert [line.split(":")[1] for line in found] == [
+        *(" device", " sead", " train.bar", " train.foo", " train.n_latent"),
+    ]
+
+
+def test_run_and_samples_are_needed():
+    with pytest.raises(ConfigurationError) as caught:
+        check_config({}, SCHEMA)
+    assert str(caught.value).split("\n") == [
+        "config: run: missing; add it",
+        "config: samples: missing; add it",
+    ]
+
+
+def test_defaults_fill_what_is_not_given_and_nothing_else():
+    given = {"run": "mine", "samples": "s.tsv", "train": {"n_latent": 3}}
+    complete = check_config(given, SCHEMA)
+    assert complete["train"]["n_latent"] == 3
+    assert complete["train"]["n_hidden"] == 128
+    assert complete["preprocess"]["filter_cells"]["max_counts"] is None
+    assert given == {"run": "mine", "samples": "s.tsv", "train": {"n_latent": 3}}
+    assert check_config(complete, SCHEMA) == complete
+
+
+def test_null_switches_a_limit_off_though_it_has_a_default():
+    given = {"run": "r", "samples": "s", "preprocess": {"filter_cells": {"max_pct_mito": None}}}
+    assert check_config(given, SCHEMA)["preprocess"]["filter_cells"]["max_pct_mito"] is None
+
+
+def test_a_whole_number_written_as_a_float_becomes_one():
+    """2.0e+4 is how YAML wants large numbers, and 16.0 units would crash the model."""
+    given = yaml.safe_load("{run: r, samples: s, train: {max_steps: 2.0e+4, n_latent: 16.0}}")
+    train = check_config(given, SCHEMA)["train"]
+    assert repr(train["max_steps"]) == "20000"
+    assert repr(train["n_latent"]) == "16"
+    assert repr(train["weight_decay"]) == "8000"
+
+
+def test_the_gene_list_must_be_there(tmp_path):
+    config = check_config({"run": "r", "samples": "s"}, SCHEMA)
+    check_files(config)
+    config["preprocess"]["select_features"]["gene_list"] = str(tmp_path / "genes.txt")
+    with pytest.raises(ConfigurationError) as caught:
+        check_files(config)
+    assert str(caught.value) == (
+        "config: preprocess.select_features.gene_list: there is no file "
+        f"{tmp_path / 'genes.txt'}; correct the path or set null"
+    )
+    (tmp_path / "genes.txt").write_text("CD3E\n")
+    check_files(config)
+
+
+# ---- the sample table
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder with the files a.h5ad and b.h5ad, and the test in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.h5ad", "b.h5ad"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def read(content: str | bytes) -> dict[str, dict[str, str]]:
+    """Read ``content`` as t.tsv, with blanks for tabs."""
+    if isinstance(content, str):
+        content = content.replace(" ", "\t").encode()
+    Path("t.tsv").write_bytes(content)
+    return read_samples("t.tsv", made_here={EXAMPLE}, bundled="bundled.tsv")
+
+
+def faults_of_table(content: str | bytes) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        read(content)
+    return str(caught.value).split("\n")
+
+
+GOOD = "sample path role\nA a.h5ad reference\nB b.h5ad query\n"
+NAME_RULE = (
+    "a name may hold letters, digits, _ . - and must start with a letter or digit; rename it"
+)
+TABLE_FAULTS = {
+    "no column role": (
+        "sample path\nA a.h5ad\n",
+        "t.tsv: column role is missing; add it",
+    ),
+    "a required column with a typo": (
+        "sampel path role\nA a.h5ad reference\n",
+        "t.tsv: column sampel: did you mean sample? rename it",
+    ),
+    "a required column in capitals": (
+        "sample PATH role\nA a.h5ad reference\n",
+        "t.tsv: column PATH: did you mean path? rename it",
+    ),
+    "an optional column with a typo": (
+        "sample path role dono\nA a.h5ad reference x\nB b.h5ad query y\n",
+        "t.tsv: column dono: did you mean donor? rename it",
+    ),
+    "a column twice": (
+        "sample path role batch batch\nA a.h5ad reference 1 2\nB b.h5ad query 1 2\n",
+        "t.tsv: column batch stands twice; remove one",
+    ),
+    "a column without a name": (
+        "sample path role  batch\nA a.h5ad reference 1 2\nB b.h5ad query 1 2\n",
+        "t.tsv: a column has no name; name it or remove it",
+    ),
+    "commas": (
+        "sample,path,role\nA,a.h5ad,reference\n",
+        "t.tsv: has one column, 'sample,path,role'; separate the columns by tabs",
+    ),
+    "nothing": (
+        "",
+        "t.tsv: the table is empty; its first row names the columns",
+    ),
+    "blank lines only": (
+        "\n  \n",
+        "t.tsv: the table is empty; its first row names the columns",
+    ),
+    "a header only": (
+        "sample path role\n",
+        "t.tsv: no sample in it; add a row for each sample",
+    ),
+    "a sample twice": (
+        GOOD + "A b.h5ad query\n",
+        "t.tsv: row 4: sample A stands twice; names must differ",
+    ),
+    "a sample in another case": (
+        GOOD + "a b.h5ad query\n",
+        "t.tsv: row 4: sample a differs only in case from another; rename one (some file systems "
+        "cannot hold both)",
+    ),
+    "a sample that leaves its folder": (
+        GOOD + "../../x b.h5ad query\n",
+        f"t.tsv: row 4: sample '../../x': {NAME_RULE}",
+    ),
+    "a sample for the shell": (
+        GOOD + "x;$(rm) b.h5ad query\n",
+        f"t.tsv: row 4: sample 'x;$(rm)': {NAME_RULE}",
+    ),
+    "a sample of a wildcard": (
+        GOOD + "{sample} b.h5ad query\n",
+        f"t.tsv: row 4: sample '{{sample}}': {NAME_RULE}",
+    ),
+    "a sample that is an option": (
+        GOOD + "-rf b.h5ad query\n",
+        f"t.tsv: row 4: sample '-rf': {NAME_RULE}",
+    ),
+    "no name, twice": (
+        GOOD + " b.h5ad query\n",
+        f"t.tsv: row 4: sample '': {NAME_RULE}",
+    ),
+    "the name of the joined matrix": (
+        GOOD + "Counts b.h5ad query\n",
+        "t.tsv: row 4: sample 'Counts' would shadow the joined matrix; rename it",
+    ),
+    "no path": (
+        GOOD + "C  query\n",
+        "t.tsv: row 4: path is empty; give the sample's file",
+    ),
+    "a file that is not there": (
+        GOOD + "C c.h5ad query\n",
+        "t.tsv: row 4: sample C: there is no file c.h5ad; correct the path",
+    ),
+    "a path with braces": (
+        GOOD + "C {c}.h5ad query\n",
+        "t.tsv: row 4: path {c}.h5ad holds a brace, which Snakemake cannot take; rename it",
+    ),
+    "an unknown role": (
+        GOOD + "C a.h5ad refrence\n",
+        "t.tsv: row 4: sample C: role 'refrence' must be reference, query or obs:COLUMN; did you "
+        "mean reference?",
+    ),
+    "a role without its column": (
+        GOOD + "C a.h5ad obs:\n",
+        "t.tsv: row 4: sample C: role 'obs:' must be reference, query or obs:COLUMN",
+    ),
+    "no role": (
+        GOOD + "C a.h5ad\n",
+        "t.tsv: row 4: sample C: role '' must be reference, query or obs:COLUMN",
+    ),
+    "an unknown format": (
+        "sample path role format\nA a.h5ad reference h5da\nB b.h5ad query \n",
+        "t.tsv: row 2: sample A: format 'h5da' must be one of 10x_h5, 10x_mtx, h5ad, zarr, loom, "
+        "csv, tsv; did you mean h5ad?",
+    ),
+    "too many fields": (
+        GOOD + "C a.h5ad query x\n",
+        "t.tsv: row 4: 4 fields under 3 column names; check the tabs",
+    ),
+    "no query": (
+        "sample path role\nA a.h5ad reference\n",
+        "t.tsv: no sample has the role query; the pipeline learns from reference cells and scores "
+        "query cells",
+    ),
+    "no reference": (
+        "sample path role\nA a.h5ad query\n",
+        "t.tsv: no sample has the role reference; the pipeline learns from reference cells and "
+        "scores query cells",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_FAULTS)
+def test_a_fault_of_the_sample_table_gives_one_line(name, here):
+    content, expected = TABLE_FAULTS[name]
+    assert faults_of_table(content) == [expected]
+
+
+def test_all_faults_of_the_sample_table_are_told_at_once(here):
+    content = "sample path role format\nA c.h5ad referrence\n\nA a.h5ad query xlsx\n../B b.h5ad q\n"
+    assert [line.split(": ", 3)[1:3] for line in faults_of_table(content)] == [
+        ["row 2", "sample A"],
+        ["row 2", "sample A"],
+        ["row 4", "sample A stands twice; names must differ"],
+        ["row 4", "sample A"],
+        ["row 5", "sample '../B'"],
+        ["row 5", "sample ../B"],
+    ]
+
+
+def test_a_long_value_is_cut_in_the_message(here):
+    (line,) = faults_of_table(GOOD + f"{'é' * 500} a.h5ad query\n")
+    assert len(line) < 250
+
+
+def test_a_table_that_is_not_there(here):
+    with pytest.raises(ConfigurationError) as caught:
+        read_samples("no.tsv", made_here=set(), bundled="bundled.tsv")
+    assert str(caught.value) == (
+        "config: samples: there is no file no.tsv; give the path of the sample table"
+    )
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04\x14\xff\xfe", GOOD.encode("utf-16")])
+def test_a_spreadsheet_for_a_table(here, content):
+    (line,) = faults_of_table(content)
+    assert line.startswith("t.tsv: cannot be read as a text table (")
+    assert line.endswith("; save it as UTF-8 TSV")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(here):
+    Path("b.h5ad").chmod(0)
+    assert faults_of_table(GOOD) == [
+        "t.tsv: row 3: sample B: b.h5ad cannot be read; check its permissions"
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        GOOD.replace("\n", "\r\n"),
+        "\ufeff" + GOOD,
+        "\n" + GOOD.replace("\nB", "\n\n\nB"),
+        GOOD.rstrip("\n"),
+        '"sample" path role\n"A" "a.h5ad" reference\nB b.h5ad query\n',
+    ],
+    ids=["plain", "CRLF", "BOM", "blank lines", "no final newline", "quotes"],
+)
+def test_tables_as_spreadsheets_save_them(here, content):
+    assert read(content) == {
+        "A": {"sample": "A", "path": "a.h5ad", "role": "reference"},
+        "B": {"sample": "B", "path": "b.h5ad", "role": "query"},
+    }
+
+
+def test_all_columns_are_carried_as_text_and_the_order_stays(here):
+    samples = read("role age sample path donor\nquery 07 Z.1 b.h5ad\nobs:r  A-2 a.h5ad obs:who\n")
+    assert list(samples) == ["Z.1", "A-2"]
+    assert samples["Z.1"] == {
+        **{"role": "query", "age": "07", "sample": "Z.1", "path": "b.h5ad", "donor": ""},
+    }
+    assert samples["A-2"]["donor"] == "obs:who"
+    assert samples["A-2"]["age"] == ""
+
+
+def test_roles_inside_a_file_may_hold_both(here):
+    assert list(read("sample path role\nA a.h5ad obs:role\n")) == ["A"]
+
+
+def test_a_file_that_the_pipeline_makes_need_not_be_there(here):
+    assert list(read(f"sample path role\nA {EXAMPLE} obs:role\n")) == ["A"]
+
+
+def test_the_bundled_table_is_found_from_any_folder(here):
+    bundled = ROOT / "workflow" / "example" / "samples.tsv"
+    samples = read_samples("workflow/example/samples.tsv", {EXAMPLE}, str(bundled))
+    assert [row["path"] for row in samples.values()] == [EXAMPLE]
+
+
+def test_what_lies_inside_a_folder_counts_as_input(here):
+    (here / "mtx" / "deep").mkdir(parents=True)
+    for name in ("matrix.mtx.gz", "deep/.zarray"):
+        (here / "mtx" / name).touch()
+    assert files_inside("mtx") == ["mtx/deep/.zarray", "mtx/matrix.mtx.gz"]
+    assert files_inside("a.h5ad") == []

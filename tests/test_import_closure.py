@@ -1,0 +1,129 @@
+"""Which files a script's hash covers: all it imports from the scripts folder, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from import_closure import import_closure, imported_modules
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "workflow" / "scripts"
+
+
+def closure(script: str, **files: str) -> set[str]:
+    """The closure of ``script`` among the given files, name=text."""
+    return import_closure(script, {f"{name}.py": text for name, text in files.items()}.get)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import x",
+        "import numpy, x as y",
+        "from x import f",
+        "from x import f as g, h",
+        "def f():\n    import x",
+        "try:\n    import x\nexcept ImportError:\n    x = None",
+        "if __name__ == '__main__':\n    from x import f",
+        "class C:\n    def f(self):\n        from x import f",
+    ],
+)
+def test_every_form_of_import_is_followed(statement):
+    assert closure("a.py", a=statement, x="") == {"a.py", "x.py"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import pkg.mod",
+        "from pkg import mod",
+        "from pkg.mod import f",
+        "import pkg.mod as m",
+    ],
+)
+def test_a_module_of_a_package_comes_with_the_package(statement):
+    texts = {
+        "a.py": statement,
+        "pkg/__init__.py": "",
+        "pkg/mod.py": "",
+        "pkg/other.py": "",
+    }
+    assert import_closure("a.py", texts.get) == {"a.py", "pkg/__init__.py", "pkg/mod.py"}
+
+
+def test_a_package_alone_gives_its_init_and_what_that_imports():
+    texts = {
+        "a.py": "import pkg",
+        "pkg/__init__.py": "from pkg.one import f",
+        "pkg/one.py": "from . import two",
+        "pkg/two.py": "from .three import f",
+        "pkg/three.py": "",
+        "pkg/four.py": "",
+    }
+    assert import_closure("a.py", texts.get) == set(texts) - {"pkg/four.py"}
+
+
+def test_imports_of_imports_are_followed_and_a_circle_ends():
+    assert closure("a.py", a="import b", b="import c", c="import a", d="") == {
+        *("a.py", "b.py", "c.py")
+    }
+
+
+def test_standard_library_and_third_party_are_left_out():
+    text = "import os, json.decoder\nimport numpy as np\nfrom scipy import sparse\nimport x"
+    # The standard library is found first, so a file of its name would never run.
+    assert closure("a.py", a=text, x="", json="") == {"a.py", "x.py"}
+
+
+def test_a_name_in_a_text_or_comment_is_no_import():
+    assert closure("a.py", a='# import x\ns = "import x"', x="") == {"a.py"}
+
+
+def test_an_import_from_a_package_may_name_a_module():
+    assert imported_modules("from a.b import c") == {"a.b", "a.b.c"}
+
+
+VAE = ["__init__", "data", "inference", "likelihoods", "model", "priors", "training"]
+MODEL = {"job.py", "model_inputs.py", *(f"omics_vae/{name}.py" for name in VAE)}
+READERS = {"cell_ranger.py", "count_checks.py", "count_formats.py", "dense_formats.py"}
+# Written out, so that a new import, which makes a rule rerun with one more file, is a decision.
+FILES = {
+    "annotate_counts": {"job.py", "compute_umap.py"},
+    "compute_library_size": {"job.py"},
+    "compute_umap": {"job.py"},
+    "detect_anomalies": MODEL | {"latent_place.py", "omics_vae/anomaly.py"},
+    "embed_cells": MODEL,
+    "filter_cells": {"job.py"},
+    "import_counts": {"job.py"} | READERS,
+    "make_example": {"job.py"},
+    "plot_anomalies": {"job.py", "figure_style.py"},
+    "plot_latent": {"job.py", "figure_style.py"},
+    "plot_library_size": {"job.py", "figure_style.py"},
+    "plot_pruning": {"job.py", "figure_style.py"},
+    "plot_qc": {"job.py", "figure_style.py"},
+    "plot_training": {"job.py", "figure_style.py"},
+    "prune_latent": MODEL | {"train_vae.py", "omics_vae/pruning.py"},
+    "select_features": {"job.py", "join_samples.py", "splits.py"},
+    "train_vae": MODEL | {"omics_vae/pruning.py"},
+    "write_report": {"job.py", "report_tables.py", "run_record.py"},
+}
+
+
+def read(path: str) -> str | None:
+    file = SCRIPTS / path
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+@pytest.mark.parametrize("rule", FILES)
+def test_the_files_of_each_rule(rule):
+    assert import_closure(f"{rule}.py", read) == FILES[rule] | {f"{rule}.py"}
+
+
+def test_every_rule_script_is_in_the_table():
+    scripts = {path.stem for path in SCRIPTS.glob("*.py") if "__main__" in path.read_text()}
+    assert scripts == set(FILES)
+
+
+def test_every_file_is_used_by_a_rule_or_by_the_snakefile():
+    used = set.union(*FILES.values()) | {f"{rule}.py" for rule in FILES}
+    files = {path.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.rglob("*.py")}
+    assert files - used == {"configuration.py", "import_closure.py"}

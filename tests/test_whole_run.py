@@ -1,0 +1,187 @@
+"""One small run from count files to report: what it leaves, and that it can be had again."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from workflow_copy import TAG, WorkflowCopy, kill_with_children
+
+pytest_plugins = ["workflow_copy"]
+
+BY_STAGE = {
+    "import": "healthy.h5ad healthy.summary.json patient.h5ad patient.summary.json",
+    "preprocess": "healthy.h5ad healthy.qc.parquet healthy.dropped.tsv healthy.summary.json "
+    "patient.h5ad patient.qc.parquet patient.dropped.tsv patient.summary.json "
+    "counts.h5ad splits.tsv summary.json",
+    "library_size": "library_size.parquet samples.tsv summary.json",
+    "train/seed1": "model.safetensors model.json history.parquet kl.parquet summary.json",
+    "prune/seed1": "model.safetensors model.json history.parquet summary.json "
+    "evidence.parquet evidence.tsv elbo.tsv",
+    "embed/seed1": "latent.parquet umap.parquet",
+    "anomaly": "cells.tsv cells.parquet genes.tsv genes.parquet channels.tsv summary.json",
+    "figures": " ".join(
+        f"{name}.{end}"
+        for name in ("qc", "library_size", "training", "pruning", "latent", "anomalies")
+        for end in ("pdf", "svg", "png", "tsv")
+    ),
+    ".": "report.html methods.md run.json annotated.h5ad",
+}
+RESULTS = {
+    (Path(stage) / name).as_posix() for stage, names in BY_STAGE.items() for name in names.split()
+}
+
+
+def results_of(run: WorkflowCopy) -> dict[str, bytes]:
+    """All files of a run, hidden ones too, but for logs and times."""
+    files = {path.relative_to(run.results).as_posix(): path for path in run.results.rglob("*")}
+    return {
+        name: path.read_bytes()
+        for name, path in files.items()
+        if path.is_file() and not name.startswith(("logs/", "benchmarks/"))
+    }
+
+
+@pytest.fixture(scope="module")
+def verdict(finished) -> pd.DataFrame:
+    return pd.read_csv(finished.results / "anomaly" / "cells.tsv", sep="\t")
+
+
+def test_a_run_leaves_exactly_these_files(finished):
+    assert set(results_of(finished)) == RESULTS
+
+
+def test_the_verdict_has_these_columns_and_values(verdict):
+    assert list(verdict) == ["cell_id", "sample", "score", "p_value", "q_value", "is_anomaly"]
+    assert not verdict.isna().any(axis=None)
+    assert verdict["is_anomaly"].dtype == bool
+    assert verdict["p_value"].between(0, 1, inclusive="right").all()
+    assert (verdict["q_value"] >= verdict["p_value"]).all()
+    assert (verdict["is_anomaly"] == (verdict["q_value"] <= 0.1)).all()
+
+
+def test_every_query_cell_that_passed_the_filter_gets_one_row(verdict, finished):
+    qc = pd.read_parquet(finished.results / "preprocess" / "patient.qc.parquet")
+    assert qc.loc[~qc["kept"], "cell"].tolist() == ["CELL130"]
+    assert set(verdict["sample"]) == {"patient"}
+    numbers = verdict["cell_id"].str.removeprefix("patient:CELL").str.removeprefix("CELL")
+    assert sorted(numbers.astype(int)) == list(range(131, 190))
+
+
+def test_only_cells_whose_names_clash_bear_their_sample(verdict, finished):
+    """CELL131 to CELL159 are in both samples; CELL130 only in one, since it was dropped."""
+    ids = set(verdict["cell_id"])
+    assert {name for name in ids if ":" in name} == {f"patient:CELL{i}" for i in range(131, 160)}
+    everyone = set(anndata.read_h5ad(finished.results / "annotated.h5ad").obs_names)
+    healthy = {f"CELL{i}" for i in range(131)} | {f"healthy:CELL{i}" for i in range(131, 160)}
+    assert everyone == ids | healthy
+
+
+def test_the_odd_cells_are_found(verdict):
+    odd = set(verdict.loc[verdict["is_anomaly"], "cell_id"])
+    planted = {f"CELL{i}" for i in range(170, 190)}
+    assert len(odd & planted) >= 15
+    assert len(odd - planted) <= 5
+
+
+def test_the_genes_that_only_odd_cells_show_are_named(finished):
+    genes = pd.read_csv(finished.results / "anomaly" / "genes.tsv", sep="\t")
+    up = genes.loc[genes["direction"] == "up", "gene"].value_counts()
+    assert set(up.index[:10]) == {TAG, *(f"GENE{g}" for g in range(50, 60) if g != 55)}
+
+
+def test_the_annotated_matrix_opens_in_scanpy_and_plots(finished, verdict):
+    scanpy = pytest.importorskip("scanpy")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    cells = scanpy.read_h5ad(finished.results / "annotated.h5ad")
+    axes = scanpy.pl.umap(cells, color=["score", "is_anomaly", "GENE1"], show=False)
+    assert len(axes) == 3
+    scored = cells.obs.loc[verdict["cell_id"]]
+    np.testing.assert_allclose(scored["p_value"], verdict["p_value"], rtol=1e-8)
+    assert cells.obs["is_anomaly"].sum() == verdict["is_anomaly"].sum()
+    assert cells.obsm["X_vae"].shape[0] == cells.n_obs
+    raw = anndata.read_h5ad(finished.results / "preprocess" / "counts.h5ad").X
+    assert (cells.layers["counts"] != raw).nnz == 0
+
+
+def test_a_tag_in_a_gene_name_stays_text_in_the_report(finished):
+    report = (finished.results / "report.html").read_text()
+    assert TAG not in report
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in report
+
+
+def test_the_record_names_config_and_inputs(finished):
+    record = json.loads((finished.results / "run.json").read_text())
+    assert record["config"]["train"]["n_latent"] == 4
+    assert record["config"]["train"]["learning_rate"] == 0.001  # a default
+    assert set(record["inputs"]) == {"data/healthy.h5ad", "data/patient.h5ad"}
+
+
+def test_no_result_names_the_folder_it_was_made_in(finished):
+    named = [
+        name
+        for name, content in results_of(finished).items()
+        if str(finished.folder).encode() in content
+    ]
+    assert named == []
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> tuple[WorkflowCopy, str, str]:
+    """A run elsewhere, killed in mid-training and run again; what the user saw in between."""
+    copy = WorkflowCopy.make(tmp_path_factory.mktemp("killed") / "elsewhere")
+    checkpoint = copy.results / "train" / "seed1" / "checkpoint.safetensors"
+    process, patience = copy.start(), time.monotonic() + 300
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < patience:
+        time.sleep(0.01)
+    kill_with_children(process)
+    left = {path.name for path in checkpoint.parent.iterdir()}
+    assert left - {".checkpoint.safetensors.partial", "checkpoint.safetensors.partial"} == {
+        "checkpoint.safetensors"
+    }, "training was over before it could be killed"
+    code, refused = copy.run()
+    assert code == 1
+    code, output = copy.run("--unlock")
+    assert code == 0, output
+    code, output = copy.run()
+    assert code == 0, output
+    return copy, refused, output
+
+
+def test_after_a_kill_the_user_is_told_how_to_unlock(killed):
+    _, refused, _ = killed
+    assert "LockException" in refused
+    assert "It can be removed with the --unlock argument." in refused
+
+
+def test_after_a_kill_only_what_was_not_done_runs_and_training_resumes(killed):
+    copy, _, output = killed
+    assert not re.search(
+        r"^(local)?rule (import_counts|filter_cells|select_features):", output, re.M
+    )
+    first_line = (copy.results / "logs" / "train_vae" / "seed1.log").read_text().splitlines()[0]
+    assert int(re.search(r"step (\d+),", first_line)[1]) > 25
+
+
+def test_a_killed_run_in_another_folder_ends_with_the_same_bytes(finished, killed):
+    undisturbed, resumed = results_of(finished), results_of(killed[0])
+    assert set(resumed) == set(undisturbed)
+    assert [name for name in undisturbed if resumed[name] != undisturbed[name]] == []
+
+
+def test_another_seed_gives_other_numbers(finished, tmp_path):
+    other = finished.twin(tmp_path / "other")
+    code, output = other.run("--config", "seed=2", "--", "results/small/anomaly/cells.tsv")
+    assert code == 0, output
+    paths = [Path(run.results, "anomaly", "cells.tsv") for run in (finished, other)]
+    one, two = (pd.read_csv(path, sep="\t").set_index("cell_id") for path in paths)
+    assert set(one.index) == set(two.index)
+    assert (one["score"] != two.loc[one.index, "score"]).all()
+    assert (other.results / "train" / "seed1" / "model.safetensors").exists()
