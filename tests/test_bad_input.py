@@ -7,6 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+
 from workflow_copy import SAMPLES, SETTINGS, WorkflowCopy, small_counts
 
 pytest_plugins = ["workflow_copy"]

@@ -23,7 +23,7 @@ from detect_anomalies import (
 from job import InputError
 from model_inputs import read_model_inputs
 from omics_vae.anomaly import Verdict, combine_channels
-from omics_vae.inference import dispersion, embed
+from omics_vae.inference import dispersion, embed, expected_counts
 from omics_vae.likelihoods import nb_two_sided_p
 from omics_vae.model import save_model
 from omics_vae.training import train
@@ -123,6 +123,13 @@ def test_the_same_inputs_give_the_same_bytes(detected, inputs, tmp_path):
         assert again[name].read_bytes() == path.read_bytes(), name
 
 
+def test_a_program_of_one_gene_is_the_single_gene(detected, inputs, tmp_path):
+    one = pd.read_parquet(run(tmp_path, inputs[0], program_genes=1)["cells"])
+    np.testing.assert_array_equal(one["z_program"], one["z_single_gene"])
+    ten = pd.read_parquet(detected["cells"])
+    assert not np.allclose(ten["z_program"], ten["z_single_gene"], atol=0.1)
+
+
 def test_a_run_that_flags_nobody_still_writes_its_tables(inputs, tmp_path):
     written = run(tmp_path, inputs[0], alpha=1e-6)
     assert not pd.read_parquet(written["cells"])["is_anomaly"].any()
@@ -157,6 +164,8 @@ def test_gene_hits_are_benjamini_yekutieli_within_the_cell(inputs, cells):
     np.testing.assert_allclose(everything.loc[list(cells.genes), "p_value"], p, rtol=1e-8)
     q = false_discovery_control(p, method="by")
     np.testing.assert_allclose(everything.loc[list(cells.genes), "q_value"], q, rtol=1e-8)
+    ((_, mu),) = expected_counts(model, cells.latent[[spiked]], np.log(cells.size[[spiked]]), CPU)
+    np.testing.assert_allclose(expected[:40], mu[0], rtol=1e-6)
     # Genes outside the model: the share of the reference's counts, at this cell's depth.
     seen = cells.of("train", "validation")
     rate = (cells.counts[seen].toarray().sum(0) + 0.5) / cells.size[seen].sum()

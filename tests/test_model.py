@@ -161,7 +161,7 @@ def test_a_training_step_draws_from_the_posterior():
     x, offset = data.batch(slice(None), CPU)
     torch.manual_seed(0)
     steps = model(x.repeat(2000, 1), offset.repeat(2000))
-    found = steps.reconstruction.reshape(2000, 5).double()
+    found = steps.reconstruction.reshape(2000, 5).double().numpy()
     reconstruction, kl = elbo_parts(model, data, CPU, draws=2000, seed=1)
     error = found.std(0) / np.sqrt(1000.0)
     assert (np.abs(found.mean(0) - reconstruction) < 4 * error).all()

@@ -85,8 +85,15 @@ def test_a_dead_dimension_and_one_that_says_what_nobody_hears(trained):
 
 
 def test_ablation_is_the_elbo_lost_when_the_model_is_cut_there(trained):
+    """Also where the posterior means lie around 1.5 and not around 0."""
     model, held_out, found = trained
     gone = int(np.argmax(found.ablation))
+    model = copy_of(model)
+    with torch.no_grad():
+        model.posterior_mean.bias[gone] += 1.5
+        model.decoder_input.bias -= 1.5 * model.decoder_input.weight[:, gone]
+    found = gather_evidence(model, held_out, CPU)
+    assert found.centre[gone] > 1.0
     cut = cut_model(model, np.arange(8) != gone, found.centre)
     lost = held_out_elbo(model, held_out, CPU, 16).elbo - held_out_elbo(cut, held_out, CPU, 16).elbo
     assert found.ablation[gone] == pytest.approx(lost, rel=0.05)

@@ -3,8 +3,11 @@
 All is asked of ``snakemake -n`` on a finished run. Two twins of it work side by side.
 """
 
+import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +17,7 @@ from queue import Queue
 import pytest
 import yaml
 
-from workflow_copy import SAMPLES, WorkflowCopy, small_counts
+from workflow_copy import OPTIONS, SAMPLES, WorkflowCopy, small_counts
 
 pytest_plugins = ["workflow_copy"]
 
@@ -123,9 +126,8 @@ FILES = {
 }
 
 
-def planned(copy: WorkflowCopy, *arguments: str, **options) -> set[str]:
+def jobs_of(code: int, output: str) -> set[str]:
     """The rules that would run, each with its sample where it has one."""
-    code, output = copy.run("-n", *arguments, **options)
     assert code == 0, output
     jobs = re.findall(r"^(?:local)?rule (\w+):\n((?: .*\n)*)", output, re.MULTILINE)
     names = set()
@@ -134,6 +136,47 @@ def planned(copy: WorkflowCopy, *arguments: str, **options) -> set[str]:
         names.add(f"{rule} {sample[1]}" if sample else rule)
     assert names or "Nothing to be done" in output
     return names - {"all"}
+
+
+def planned(copy: WorkflowCopy, *arguments: str) -> set[str]:
+    return jobs_of(*copy.run("-n", *arguments))
+
+
+class Planner:
+    """A twin of the finished run, and a process beside it that answers with its dry runs."""
+
+    def __init__(self, twin: WorkflowCopy):
+        self.folder = twin.folder
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "dry_runs.py")],
+            cwd=twin.folder,
+            env=twin.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def planned(self, *arguments: str) -> set[str]:
+        print(json.dumps(["-n", *OPTIONS, *arguments]), file=self.process.stdin, flush=True)
+        return jobs_of(*json.loads(self.process.stdout.readline()))
+
+    def after_edit(self, file: str) -> set[str]:
+        with edited(self.folder / file):
+            return self.planned()
+
+    def after_setting(self, key: str, value) -> set[str]:
+        *sections, name = key.split(".")
+        content = {name: value}
+        for section in reversed(sections):
+            content = {section: content}
+        (self.folder / "over.yaml").write_text(yaml.safe_dump(content))
+        return self.planned("--configfile", "my.yaml", "over.yaml")
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        self.process.stdout.close()
 
 
 @contextmanager
@@ -147,25 +190,10 @@ def edited(path: Path):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def after_setting(copy: WorkflowCopy, key: str, value) -> set[str]:
-    *sections, name = key.split(".")
-    content = {name: value}
-    for section in reversed(sections):
-        content = {section: content}
-    overlay = copy.folder / "over.yaml"
-    overlay.write_text(yaml.safe_dump(content))
-    return planned(copy, configfiles=("my.yaml", "over.yaml"))
-
-
-def after_edit(copy: WorkflowCopy, file: str) -> set[str]:
-    with edited(copy.folder / file):
-        return planned(copy)
-
-
 @pytest.fixture(scope="module")
 def plans(finished, tmp_path_factory) -> dict:
     """For every change of the two tables, the jobs that it would bring."""
-    twins: Queue[WorkflowCopy] = Queue()
+    planners: Queue[Planner] = Queue()
     folder = tmp_path_factory.mktemp("twins")
     for name in ("one", "two"):
         twin = finished.twin(folder / name)
@@ -173,18 +201,20 @@ def plans(finished, tmp_path_factory) -> dict:
         for file in ("README.md", "tests/test_splits.py", "genes.txt"):
             (twin.folder / file).write_text("# GENE1\n")
         (twin.folder / "same.tsv").write_bytes((twin.folder / "samples.tsv").read_bytes())
-        twins.put(twin)
+        planners.put(Planner(twin))
 
-    def ask(change: Callable, *arguments) -> set[str]:
-        twin = twins.get()
+    def ask(question: Callable, *arguments) -> set[str]:
+        planner = planners.get()
         try:
-            return change(twin, *arguments)
+            return question(planner, *arguments)
         finally:
-            twins.put(twin)
+            planners.put(planner)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        answers = {file: pool.submit(ask, after_edit, file) for file in FILES}
-        answers |= {key: pool.submit(ask, after_setting, *key) for key in SETTINGS}
+        answers = {file: pool.submit(ask, Planner.after_edit, file) for file in FILES}
+        answers |= {key: pool.submit(ask, Planner.after_setting, *key) for key in SETTINGS}
+    while not planners.empty():
+        planners.get().close()
     return {change: answer.result() for change, answer in answers.items()}
 
 

@@ -1,6 +1,7 @@
 """A copy of the workflow in a folder of its own, with small data, for tests that run Snakemake.
 
-A test module that needs the finished run says ``pytest_plugins = ["workflow_copy"]``.
+A test module that needs the finished run says ``pytest_plugins = ["workflow_copy"]``, after an import
+of this module; so it cannot be rewritten for its asserts: PYTEST_DONT_REWRITE.
 """
 
 import os
@@ -22,6 +23,7 @@ PARTS = ("Snakefile", "config.yaml", "workflow", "profiles", "envs")
 RUN = "small"
 TAG = "<script>alert(1)</script>"
 HEADER = "sample path role"
+OPTIONS = ("--configfile", "my.yaml", "--cores", "2", "--nocolor")
 SAMPLES = ("healthy data/healthy.h5ad reference", "patient data/patient.h5ad query")
 
 # Enough to go through every stage, small enough to take seconds; a step takes a few milliseconds.
@@ -45,7 +47,7 @@ SETTINGS = {
         "checkpoint_seconds": 0,
     },
     "prune": {"fine_tune_steps": 50},
-    "anomaly": {"program_genes": 10},
+    "anomaly": {"alpha": 0.2, "program_genes": 10},
     "report": {"umap_neighbors": 8},
 }
 
@@ -116,27 +118,25 @@ class WorkflowCopy:
         """my.yaml: SETTINGS with whole sections replaced."""
         (self.folder / "my.yaml").write_text(yaml.safe_dump({**SETTINGS, **sections}))
 
-    def start(self, *arguments: str, configfiles: tuple[str, ...] = ("my.yaml",)):
+    @property
+    def environment(self) -> dict[str, str]:
+        """No GPU, so that ``device: cuda`` is an error everywhere."""
+        return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def start(self, *arguments: str) -> subprocess.Popen:
         """Begin ``snakemake <arguments>``, with all it prints in one pipe."""
         return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "snakemake", "--configfile", *configfiles),
-                *("--cores", "2", "--nocolor", *arguments),
-            ],
+            [sys.executable, "-m", "snakemake", *OPTIONS, *arguments],
             cwd=self.folder,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",  # so that `device: cuda` is an error everywhere
-            },
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def run(self, *arguments: str, **options) -> tuple[int, str]:
+    def run(self, *arguments: str) -> tuple[int, str]:
         """Exit code, and all that a user would see."""
-        process = self.start(*arguments, **options)
+        process = self.start(*arguments)
         output, _ = process.communicate(timeout=900)
         return process.returncode, output
 

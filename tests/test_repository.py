@@ -1,0 +1,203 @@
+"""Files that must agree with each other, and what no file of the repository may hold."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT
+
+SCHEMA = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
+SCRIPTS = sorted((ROOT / "workflow" / "scripts").rglob("*.py"))
+RULE = re.compile(r"^rule (?P<name>\w+):\n(?P<body>(?:(?: .*)?\n)+)", re.MULTILINE)
+RULES = {
+    match["name"]: match["body"]
+    for file in sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+    for match in RULE.finditer(file.read_text())
+}
+# What a checkout holds, as far as it can be told without git.
+NOT_OURS = {".git", ".snakemake", ".venv", "results", "shared", "__pycache__"}
+NOT_OURS |= {".pytest_cache", ".ruff_cache", ".hypothesis"}
+
+
+def own_files() -> list[Path]:
+    found = (path for path in ROOT.rglob("*") if not NOT_OURS & set(path.relative_to(ROOT).parts))
+    return sorted(path for path in found if path.is_file())
+
+
+# ---- pins
+
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+# Snakemake makes the conda environments, so it is in none of them.
+OUTSIDE_CONDA = {"snakemake"}
+
+
+def pip_pins(name: str) -> dict[str, str]:
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    return dict(line.split("==") for line in lines if line and not line.startswith("-"))
+
+
+def test_conda_and_pip_install_the_same_versions():
+    content = yaml.safe_load((ROOT / "envs" / "anomics.yaml").read_text())
+    pins = [re.split(r"(>?=)", entry, maxsplit=1) for entry in content["dependencies"]]
+    conda = {name: version for name, sign, version in pins if name != "python" and sign == "="}
+    assert len(conda) == len(pins) - 1, "every package but python has a pin"
+    pip = pip_pins("requirements.txt")
+    expected = {CONDA_NAMES.get(k, k): v for k, v in pip.items() if k not in OUTSIDE_CONDA}
+    assert conda == expected
+
+
+def test_no_version_is_pinned_twice():
+    everything = [
+        set(map(str.lower, pip_pins(f"{name}.txt")))
+        for name in ("requirements", "requirements-dev", "constraints")
+    ]
+    for i, one in enumerate(everything):
+        for other in everything[i + 1 :]:
+            assert one & other == set()
+
+
+# ---- config.yaml and its schema
+
+
+def leaves(config: dict, prefix: str = "") -> dict[str, object]:
+    found = {}
+    for key, value in config.items():
+        is_section = isinstance(value, dict)
+        found |= leaves(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
+    return found
+
+
+def schema_leaves(schema: dict, prefix: str = "") -> dict[str, dict]:
+    found = {}
+    for key, rule in schema["properties"].items():
+        is_section = rule.get("type") == "object"
+        found |= schema_leaves(rule, f"{prefix}{key}.") if is_section else {prefix + key: rule}
+    return found
+
+
+def test_config_and_schema_have_the_same_keys_and_defaults_in_the_same_order():
+    config = leaves(yaml.safe_load((ROOT / "config.yaml").read_text()))
+    defaults = {key: rule["default"] for key, rule in schema_leaves(SCHEMA).items()}
+    assert list(config.items()) == list(defaults.items())
+    # 1 and 1.0 are equal, and so are 1 and true.
+    assert [type(value) for value in config.values()] == [type(v) for v in defaults.values()]
+
+
+def sections(schema: dict, name: str = "top") -> dict[str, dict]:
+    """The schema of every section of the config, by its name."""
+    found = {name: schema}
+    for key, rule in schema["properties"].items():
+        if rule.get("type") == "object":
+            found |= sections(rule, key)
+    return found
+
+
+@pytest.mark.parametrize("name", sections(SCHEMA))
+def test_no_section_takes_unknown_keys_and_each_may_be_left_out(name):
+    section = sections(SCHEMA)[name]
+    assert section["additionalProperties"] is False
+    assert name == "top" or section["default"] == {}
+
+
+def test_every_setting_is_explained_in_its_line():
+    text = (ROOT / "config.yaml").read_text()
+    without = [
+        line
+        for line in text.splitlines()
+        if re.match(r"\s*\w+:\s*[^\s#]", line) and not re.search(r"#\s*\S.{5,}", line)
+    ]
+    assert without == []
+
+
+def test_no_key_stands_twice_in_the_config():
+    """YAML would take the last, silently."""
+    keys = yaml.compose((ROOT / "config.yaml").read_text())
+
+    def check(node) -> None:
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value]
+            assert len(names) == len(set(names)), names
+            for _, value in node.value:
+                check(value)
+
+    check(keys)
+
+
+# ---- rules and scripts
+
+
+def test_the_rules_are_found():
+    assert len(RULES) >= 18
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_logs_measures_and_hashes_its_code(rule):
+    body = RULES[rule]
+    directives = re.findall(r"^    (\w+):$", body, re.MULTILINE)
+    assert {"output", "log", "benchmark", "conda", "params", "script"} <= set(directives)
+    assert f'code=code("{rule}.py"' in body
+    assert f'"../scripts/{rule}.py"' in body
+    assert f'"{rule}"' in body.split("log:")[1].split("benchmark:")[0] or rule == "make_example"
+
+
+def test_every_rule_file_opens_with_what_it_reads_and_writes():
+    for file in sorted((ROOT / "workflow" / "rules").glob("*.smk")):
+        if file.name != "common.smk":
+            opening = file.read_text().split('"""')[1]
+            assert "INPUTS" in opening, file.name
+            assert "OUTPUTS" in opening, file.name
+
+
+def test_no_script_reads_the_config_behind_the_params():
+    """Snakemake reruns nothing for it."""
+    for path in SCRIPTS:
+        assert "snakemake.config" not in path.read_text(), path.name
+
+
+TESTED_TOGETHER = {
+    "cell_ranger": "test_count_formats",
+    "dense_formats": "test_count_formats",
+    "embed_cells": "test_whole_run",
+    "figure_style": "test_figures",
+    "report_tables": "test_write_report",
+    "run_record": "test_write_report",
+    "model_inputs": "test_bad_input",
+    "__init__": "test_import_closure",
+    **{f"plot_{name}": "test_figures" for name in ("qc", "library_size", "training", "pruning")},
+    **{f"plot_{name}": "test_figures" for name in ("latent", "anomalies")},
+}
+
+
+@pytest.mark.parametrize("script", [path.stem for path in SCRIPTS])
+def test_every_script_has_a_test_file(script):
+    assert (ROOT / "tests" / f"{TESTED_TOGETHER.get(script, f'test_{script}')}.py").exists()
+
+
+def test_the_model_imports_numbers_only():
+    allowed = {"numpy", "scipy", "torch", "safetensors", "omics_vae", *sys.stdlib_module_names}
+    for path in sorted((ROOT / "workflow" / "scripts" / "omics_vae").glob("*.py")):
+        imported = re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+        assert set(imported) <= allowed, path.name
+
+
+# ---- what no file may hold
+
+# Put together, so that this file does not hold them.
+PLACES = ["/" + "work/", "/" + "root/", "/" + "home/", "/" + "tmp/dev", "/" + "Users/"]
+HOSTS = [rf"{name}\.{end}" for name, end in (("pypi", "org"), ("anaconda", "org"))]
+HOSTS += [r"pythonhosted\.", r"download\.pytorch\.", "index-" + "url"]
+
+
+@pytest.mark.parametrize("path", own_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_file_names_a_machine_or_a_package_registry(path):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return
+    for place in PLACES:
+        assert not re.search(rf"(?<![\w.]){place}", text), place
+    for host in HOSTS:
+        assert not re.search(host, text), host
