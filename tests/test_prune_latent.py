@@ -34,6 +34,7 @@ def run(folder, inputs):
         "seed": 1,
         "device": "cpu",
         "checkpoint": str(folder / "checkpoint.safetensors"),
+        "code": "a hash",
     }
     return run_script("prune_latent", folder, inputs, OUTPUT, params)
 

@@ -42,6 +42,7 @@ def run(folder, paths, seed=1, settings=TRAIN):
         "seed": seed,
         "device": "cpu",
         "checkpoint": str(folder / "checkpoint.safetensors"),
+        "code": "a hash",
     }
     return run_script("train_vae", folder, paths, OUTPUT, params)
 
@@ -190,5 +191,6 @@ def test_what_is_not_the_users_fault_keeps_its_traceback(paths, tmp_path, monkey
     inputs = read_model_inputs(**paths)
     plan = replace(training_plan(TRAIN, 1), max_steps=21)
     log = SimpleNamespace(info=lambda *args: 1 / 0)
+    params = SimpleNamespace(checkpoint=tmp_path / "c", code="")
     with pytest.raises(ZeroDivisionError):
-        run_training(build_model(inputs, TRAIN, 1), inputs, plan, CPU, tmp_path / "c", log, "x")
+        run_training(build_model(inputs, TRAIN, 1), inputs, plan, CPU, params, log, "x")

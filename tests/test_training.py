@@ -333,6 +333,17 @@ def test_how_often_a_checkpoint_is_written_changes_nothing(whole, tmp_path):
     assert seen[0] == 40
 
 
+def test_fine_tuning_never_ends_below_where_it_began(tmp_path):
+    everything = simulated()
+    fitted, held_out = everything.data(slice(0, 200)), everything.data(slice(200, 260))
+    model = small_model(fitted)
+    start = held_out_elbo(model, held_out, CPU).elbo
+    ruinous = replace(PLAN, kl_warmup_steps=0, learning_rate=0.5, max_steps=20)
+    progress = train(model, fitted, held_out, ruinous, CPU, tmp_path / "c")
+    assert progress.best_step == 0
+    assert held_out_elbo(model, held_out, CPU).elbo == start
+
+
 def test_the_checkpoint_of_other_cells_or_another_model_is_ignored(tmp_path):
     checkpoint, everything = tmp_path / "checkpoint", simulated()
     fitted, held_out = everything.data(slice(0, 200)), everything.data(slice(200, 260))
@@ -346,7 +357,8 @@ def test_the_checkpoint_of_other_cells_or_another_model_is_ignored(tmp_path):
         keys.add(training.fingerprint(small_model(fitted), fitted, cells, PLAN))
     keys.add(training.fingerprint(small_model(fitted, dropout=0.2), fitted, held_out, PLAN))
     keys.add(training.fingerprint(small_model(held_out), fitted, held_out, PLAN))
-    assert len(keys) == 7
+    keys.add(training.fingerprint(small_model(fitted), fitted, held_out, PLAN, "other code"))
+    assert len(keys) == 8
     with pytest.raises(KilledError):
         run(checkpoint, report=kill_at(5))
     model, fresh = small_model(held_out), small_model(held_out)

@@ -99,8 +99,7 @@ if __name__ == "__main__":
         rows.append(elbo_row("cut", held_out_elbo(model, validation, device, EVIDENCE_DRAWS)))
         training = {**params.training, "kl_warmup_steps": 0}
         plan = replace(training_plan(training, params.seed), max_steps=settings["fine_tune_steps"])
-        checkpoint = Path(params.checkpoint)
-        progress = run_training(model, inputs, plan, device, checkpoint, log, "prune_latent")
+        progress = run_training(model, inputs, plan, device, params, log, "prune_latent")
         rows.append(
             elbo_row("fine-tuned", held_out_elbo(model, validation, device, EVIDENCE_DRAWS))
         )
@@ -126,4 +125,4 @@ if __name__ == "__main__":
             snakemake.output.summary,
         )
         write_model(model, genes, snakemake.output)
-        remove_checkpoint(checkpoint)
+        remove_checkpoint(Path(params.checkpoint))

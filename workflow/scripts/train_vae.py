@@ -79,9 +79,12 @@ class ProgressReport:
 
 
 def run_training(
-    model: VAE, inputs: ModelInputs, plan: TrainingPlan, device, checkpoint: Path, log, label: str
+    model: VAE, inputs: ModelInputs, plan: TrainingPlan, device, params, log, label: str
 ) -> Progress:
-    """Train and turn what the user can mend into one line."""
+    """Train and turn what the user can mend into one line.
+
+    ``params``: the rule's ``checkpoint`` path and its ``code`` hash; edited code starts afresh.
+    """
     try:
         return train(
             model,
@@ -89,8 +92,9 @@ def run_training(
             inputs.split("validation"),
             plan,
             device,
-            checkpoint,
+            Path(params.checkpoint),
             ProgressReport(log, label, plan.max_steps),
+            tag=params.code,
         )
     except FloatingPointError as error:
         raise InputError(f"{label}: {error}") from error
@@ -145,8 +149,7 @@ if __name__ == "__main__":
         inputs = read_model_inputs(snakemake.input.counts, snakemake.input.library_size)
         plan = training_plan(params.settings, params.seed)
         model = build_model(inputs, params.settings, params.seed)
-        checkpoint = Path(params.checkpoint)
-        progress = run_training(model, inputs, plan, device, checkpoint, log, "train_vae")
+        progress = run_training(model, inputs, plan, device, params, log, "train_vae")
         mean, _ = embed(model, inputs.split("validation"), device)
         active = int((mean.var(0) > ACTIVE_VARIANCE).sum())
         n_train = len(inputs.split("train"))
@@ -173,4 +176,4 @@ if __name__ == "__main__":
             snakemake.output.summary,
         )
         write_model(model, inputs.genes, snakemake.output)
-        remove_checkpoint(checkpoint)
+        remove_checkpoint(Path(params.checkpoint))

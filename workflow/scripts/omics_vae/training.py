@@ -84,6 +84,7 @@ def train(
     device: torch.device,
     checkpoint: Path,
     report: Callable[[Progress], None] = lambda progress: None,
+    tag: str = "",
 ) -> Progress:
     """Maximise the ELBO of ``training``; leave in ``model`` the weights of the best held-out ELBO.
 
@@ -93,16 +94,23 @@ def train(
 
     A checkpoint is written to ``checkpoint`` every ``checkpoint_seconds`` and removed by
     :func:`remove_checkpoint` once the caller has stored the result. One that was written by another
-    plan, model or data set, or that cannot be read, is ignored.
+    plan, model, data set or ``tag`` (a hash of the code, say), or that cannot be read, is ignored.
 
     Raises ``FloatingPointError`` when the loss or the held-out ELBO is no longer a number.
     """
     model.to(device)
     optimizer = _optimizer(model, plan, len(training))
     batches = ShuffledBatches(len(training), plan.batch_size, plan.seed)
-    key = fingerprint(model, training, validation, plan)
+    key = fingerprint(model, training, validation, plan, tag)
     best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    progress = _load_checkpoint(checkpoint, key, model, optimizer, best) or Progress()
+    progress = _load_checkpoint(checkpoint, key, model, optimizer, best)
+    if progress is None:
+        progress = Progress()
+        if plan.beta(0) == 1.0:  # fine-tuning: the start is a model to beat
+            progress.best_step, progress.best_elbo = (
+                0,
+                held_out_elbo(model, validation, device).elbo,
+            )
     written = time.monotonic()
     while not progress.stopped_by:
         _step(model, optimizer, training, batches, plan, progress, device)
@@ -195,12 +203,14 @@ def _evaluate(model, validation, plan, progress, best, batches, device) -> None:
         progress.stopped_by = progress.stopped_by or "max_steps"
 
 
-def fingerprint(model: VAE, training: CountData, validation: CountData, plan: TrainingPlan) -> str:
-    """What a checkpoint must agree with to be resumed: plan, architecture, weights, data."""
+def fingerprint(
+    model: VAE, training: CountData, validation: CountData, plan: TrainingPlan, tag: str = ""
+) -> str:
+    """What a checkpoint must agree with to be resumed: plan, architecture, weights, data, tag."""
     digest = hashlib.sha256()
     # How often to write a checkpoint changes no result.
     settings = {k: v for k, v in asdict(plan).items() if k != "checkpoint_seconds"}
-    digest.update(json.dumps([settings, asdict(model.architecture)], sort_keys=True).encode())
+    digest.update(json.dumps([tag, settings, asdict(model.architecture)], sort_keys=True).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     for data in (training, validation):
