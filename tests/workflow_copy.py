@@ -1,7 +1,7 @@
 """A copy of the workflow in a folder of its own, with small data, for tests that run Snakemake.
 
-A test module that needs the finished run says ``pytest_plugins = ["workflow_copy"]``, after an import
-of this module; so it cannot be rewritten for its asserts: PYTEST_DONT_REWRITE.
+A test module that needs the finished run imports from here and says ``pytest_plugins =
+["workflow_copy"]``. The import comes before the plugin, hence PYTEST_DONT_REWRITE.
 """
 
 import os
