@@ -56,10 +56,10 @@ def test_flag_controls_the_fdr_of_exchangeable_cells():
 
 
 def test_power_by_hand():
-    is_hidden = np.array([True, True, False, False, False])
-    flagged = np.array([True, False, True, True, False])
-    found = holdout.power(is_hidden, np.array([5, 2, 4, 1, 0]), flagged)
-    assert found["auroc"] == pytest.approx(5 / 6)
+    is_hidden = np.array([True, True, False, False, False, False])
+    flagged = np.array([True, False, True, True, False, False])
+    found = holdout.power(is_hidden, np.array([5, 2, 4, 1, 0, -1]), flagged)
+    assert found["auroc"] == pytest.approx(7 / 8)
     assert found["auprc"] == pytest.approx((1 + 2 / 3) / 2)
     assert (found["recall"], found["fdp"], found["n_flagged"]) == (1 / 2, 2 / 3, 3)
 

@@ -108,7 +108,7 @@ FILES = {
     f"{SCRIPTS}/omics_vae/likelihoods.py": MODEL,
     f"{SCRIPTS}/omics_vae/model.py": MODEL,
     f"{SCRIPTS}/omics_vae/priors.py": MODEL,
-    f"{SCRIPTS}/omics_vae/training.py": MODEL,
+    f"{SCRIPTS}/omics_vae/training.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/pruning.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/anomaly.py": "detect_anomalies",
     "workflow/report/report.html": "write_report",

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from omics_vae import training
+from omics_vae.data import choose_device
 from omics_vae.inference import HeldOut, held_out_elbo
-from omics_vae.training import TrainingPlan, choose_device, remove_checkpoint, train
+from omics_vae.training import TrainingPlan, remove_checkpoint, train
 from simulated_counts import CPU, Simulated, simulate, small_model
 
 PLAN = TrainingPlan(

@@ -8,8 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from job import InputError
-from omics_vae.data import CountData
-from omics_vae.training import choose_device
+from omics_vae.data import CountData, choose_device
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A count matrix into minibatches."""
+"""A count matrix into minibatches on a device."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +8,14 @@ import scipy.sparse as sp
 import torch
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes a GPU when there is one; ``cuda`` without one is an error."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("no CUDA device is visible")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
 @dataclass(frozen=True)

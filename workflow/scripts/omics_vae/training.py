@@ -68,14 +68,6 @@ class Progress:
     kl: list[list[float]] = field(default_factory=list)
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes a GPU when there is one; ``cuda`` without one is an error."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ValueError("no CUDA device is visible")
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
-
-
 def train(
     model: VAE,
     training: CountData,
