@@ -4,7 +4,15 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from scipy.stats import binomtest, chisquare, false_discovery_control, kstest, spearmanr, truncnorm
+from scipy.stats import (
+    binomtest,
+    chisquare,
+    false_discovery_control,
+    kstest,
+    nbinom,
+    spearmanr,
+    truncnorm,
+)
 
 from omics_vae import anomaly
 from omics_vae.anomaly import (
@@ -14,8 +22,11 @@ from omics_vae.anomaly import (
     combine_channels,
     conformal_p,
     nb_surprise,
+    pearson_residuals,
     pooled_rates,
     residual_channels,
+    shared_axes,
+    shared_program_channel,
     unseen_genes_channel,
 )
 from omics_vae.likelihoods import nb_deviance, nb_two_sided_p
@@ -207,11 +218,72 @@ def dependent_channels(rng, n):
     return scores | {"skewed": np.exp(shared) + rng.exponential(size=n)}
 
 
+def combined(channels, is_calibration):
+    """Each channel a kind of its own."""
+    return combine_channels(channels, {name: name for name in channels}, is_calibration)
+
+
+def test_channels_of_a_kind_are_averaged_and_have_one_vote(rng):
+    is_calibration = np.arange(150) < 100
+    a, b, c = rng.standard_normal((3, 150))
+    kinds = {"a": "one", "b": "one", "c": "other"}
+    verdict = combine_channels({"a": a, "b": b, "c": c}, kinds, is_calibration)
+    averaged = combined({"mean": (a + b) / 2, "c": c}, is_calibration)
+    np.testing.assert_array_equal(verdict.p_value, averaged.p_value)
+    assert set(verdict.p_channel) == {"a", "b", "c"}
+
+
+def test_pearson_residuals_are_standard_under_the_model_and_bounded(rng):
+    mu, theta = np.full((20_000, 3), [0.5, 5.0, 50.0]), np.array([0.5, 2.0, 10.0])
+    x = nbinom.rvs(theta, theta / (theta + mu), random_state=rng)
+    residuals = pearson_residuals(x, mu, theta)
+    np.testing.assert_allclose(residuals.mean(0), 0.0, atol=0.05)
+    np.testing.assert_allclose(residuals.std(0), 1.0, atol=0.1)
+    assert pearson_residuals(np.array([[10**6]]), np.ones((1, 1)), np.ones(1)).item() == 10.0
+
+
+def test_shared_axes_are_the_leading_principal_axes(rng):
+    residuals = rng.standard_normal((80, 12)) * np.arange(1, 13)
+    axes = shared_axes(80, residuals.T @ residuals, residuals.sum(0))
+    expected = np.linalg.svd(residuals - residuals.mean(0))[2][:3]
+    overlap = np.abs(axes.T @ expected.T)
+    np.testing.assert_allclose(np.sort(overlap.max(0)), 1.0, atol=1e-9)
+    two = residuals[:, :2]
+    assert shared_axes(80, two.T @ two, two.sum(0)).shape == (2, 2)
+
+
+def shared_score(residuals, is_calibration):
+    axes = shared_axes(len(residuals), residuals.T @ residuals, residuals.sum(0))
+    return shared_program_channel(residuals @ axes, is_calibration)
+
+
+def test_a_program_that_query_cells_share_is_seen_though_no_gene_stands_out(rng):
+    is_calibration = np.arange(400) < 200
+    residuals = rng.standard_normal((400, 100))
+    odd = np.arange(400) >= 340
+    residuals[odd, :40] += 0.8
+    score = shared_score(residuals, is_calibration)
+    largest = np.abs(residuals).max(1)
+    assert np.median(score[odd]) > np.quantile(score[is_calibration], 0.95)
+    assert np.median(largest[odd]) < np.quantile(largest[is_calibration], 0.8)
+
+
+def test_axes_found_with_the_query_leave_its_p_values_uniform(rng):
+    """They do not tell calibration from query cells; centre and spread cost a little."""
+    is_calibration, rates = np.arange(150) < 100, []
+    for _ in range(300):
+        residuals = rng.standard_normal((150, 20)) + rng.exponential(size=(150, 1))
+        score = shared_score(residuals, is_calibration)
+        p = conformal_p(score[~is_calibration], score[is_calibration])
+        rates.append((p <= 5 / 101 + 1e-9).mean())
+    assert np.mean(rates) == pytest.approx(5 / 101, abs=0.012)
+
+
 def test_query_p_values_are_uniform_although_channels_are_dependent(rng):
     n, p = 60, []
     for _ in range(3000):
         is_calibration = np.arange(n) > 0
-        p.append(combine_channels(dependent_channels(rng, n), is_calibration).p_value[0])
+        p.append(combined(dependent_channels(rng, n), is_calibration).p_value[0])
     p = np.array(p)
     for t in (3 / 60, 6 / 60, 15 / 60, 30 / 60):
         below = int((p <= t + 1e-9).sum())
@@ -227,7 +299,7 @@ def test_a_shifted_group_is_found_by_the_channel_that_sees_it(rng):
     channels["blind"] = rng.standard_normal(len(is_calibration))
     odd = np.arange(len(is_calibration)) >= n_calibration + 80
     channels["c1"][odd] += 8.0
-    verdict = combine_channels(channels, is_calibration)
+    verdict = combined(channels, is_calibration)
     flagged = false_discovery_control(verdict.p_value[~is_calibration]) <= 0.1
     assert flagged[80:].mean() > 0.8
     leading = min(verdict.p_channel, key=lambda name: np.median(verdict.p_channel[name][odd]))
@@ -244,7 +316,7 @@ def test_being_the_least_odd_in_one_channel_is_not_odd_and_does_not_silence_the_
     channels["a"][200:] = -50.0
     for name in "bcd":
         channels[name][201] = 50.0
-    verdict = combine_channels(channels, is_calibration)
+    verdict = combined(channels, is_calibration)
     assert verdict.p_channel["a"][200] == 1.0
     assert verdict.p_value[200] > 0.5
     assert verdict.p_value[201] < 0.05
@@ -257,7 +329,7 @@ def test_benjamini_hochberg_on_them_keeps_its_rate(rng):
     for _ in range(300):
         channels = dependent_channels(rng, 250)
         channels["c0"][odd] += 5.0
-        verdict = combine_channels(channels, is_calibration)
+        verdict = combined(channels, is_calibration)
         flagged = false_discovery_control(verdict.p_value[150:]) <= alpha
         fdp.append((flagged & ~odd[150:]).sum() / max(1, flagged.sum()))
         power.append(flagged[odd[150:]].mean())
@@ -270,7 +342,7 @@ def test_benjamini_hochberg_on_them_keeps_its_rate(rng):
 
 def test_calibration_cells_p_values_are_their_ranks(rng):
     is_calibration = np.arange(120) < 100
-    verdict = combine_channels(dependent_channels(rng, 120), is_calibration)
+    verdict = combined(dependent_channels(rng, 120), is_calibration)
     p = verdict.p_value[:100]
     np.testing.assert_allclose(p, calibration_p(verdict.score[:100]))
     assert (p <= 0.05).mean() <= 0.05 + 1e-9

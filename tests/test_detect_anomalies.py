@@ -190,7 +190,10 @@ def test_a_gene_that_is_missing_is_down(inputs, cells):
 
 
 def test_the_reference_alone_decides_what_is_normal(inputs, cells):
-    """Query cells change neither a calibration cell's scores nor their standard."""
+    """Query cells change neither a calibration cell's scores nor their standard.
+
+    One channel is made of what all held-out cells share, query included, and so is left out here.
+    """
     _, model, _ = inputs
     held_out = cells.of("validation", "calibration", "query")
     normal = cells.split[held_out] != "query"
@@ -198,12 +201,25 @@ def test_the_reference_alone_decides_what_is_normal(inputs, cells):
     raw = raw_channels(model, cells, held_out, SETTINGS, 1, CPU)
     alone = raw_channels(model, cells, held_out[normal], SETTINGS, 1, CPU)
     assert set(raw) == set(alone)
+    del raw["shared_program"], alone["shared_program"]
     with_query = standardise(raw, depth, normal)
     without = standardise(alone, depth[normal], np.full(normal.sum(), True))
     for name, score in without.items():
         np.testing.assert_allclose(with_query[name][normal], score, rtol=1e-6, atol=1e-6)
         assert score.mean() == pytest.approx(0.0, abs=0.1)
         assert score.std() == pytest.approx(1.0, abs=0.35)
+
+
+def test_the_shared_program_does_not_know_who_is_query(inputs, cells):
+    """Calibration and query cells that trade places keep the axes: the ranks stay exchangeable."""
+    _, model, _ = inputs
+    held_out = cells.of("validation", "calibration", "query")
+    shuffled = np.random.default_rng(0).permutation(held_out)
+    scores = {}
+    for name, order in (("held_out", held_out), ("shuffled", shuffled)):
+        score = raw_channels(model, cells, order, SETTINGS, 1, CPU)["shared_program"]
+        scores[name] = pd.Series(score, index=order).sort_index()
+    np.testing.assert_allclose(scores["held_out"], scores["shuffled"], rtol=1e-4)
 
 
 def test_false_positives_are_counted_in_fifths_of_the_depth():
@@ -218,7 +234,7 @@ def test_the_channel_table_counts_who_leads():
     query = np.arange(200) >= 100
     depth = rng.normal(8, 0.5, 200)
     scores = {"program": rng.standard_normal(200), "profile": depth.copy()}
-    verdict = combine_channels(scores, ~query)
+    verdict = combine_channels(scores, {name: name for name in scores}, ~query)
     p = {"program": np.full(200, 0.5), "profile": np.full(200, 0.6)}
     p["profile"][[110, 111, 112]] = 0.01
     verdict = Verdict(verdict.score, verdict.p_value, p)
@@ -227,7 +243,7 @@ def test_the_channel_table_counts_who_leads():
     assert table["n_leading"].to_dict() == {"program": 1, "profile": 2}
     assert table.loc["profile", "spearman_depth"] == pytest.approx(1.0)
     assert abs(table.loc["program", "spearman_depth"]) < 0.3
-    assert table["what"].to_dict() == {name: CHANNELS[name] for name in table.index}
+    assert table["what"].to_dict() == {name: CHANNELS[name][1] for name in table.index}
 
 
 def test_a_rank_correlation_with_something_constant_is_zero():

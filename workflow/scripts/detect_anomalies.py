@@ -1,5 +1,7 @@
 """Score the query cells against the reference, calibrate, and name the genes of each hit."""
 
+from collections.abc import Iterator
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -15,13 +17,16 @@ from omics_vae.data import CountData
 from omics_vae.inference import dispersion, elbo_parts, expected_counts
 from omics_vae.model import VAE, load_model
 
+# Channel: its kind, and what it looks at. Channels of a kind are averaged before the combination:
+# alike as they are, each would otherwise have a vote of its own.
 CHANNELS = {
-    "program": "mean -log p of the most surprising genes",
-    "single_gene": "-log p of the most surprising gene",
-    "profile": "negative binomial deviance over all genes of the model",
-    "latent_density": "-log density of the latent position under a mixture of the reference",
-    "latent_distance": "distance to the nearest reference cells in latent space",
-    "unseen_genes": "counts in genes that the reference hardly shows",
+    "program": ("residuals", "mean -log p of the most surprising genes"),
+    "single_gene": ("residuals", "-log p of the most surprising gene"),
+    "profile": ("residuals", "negative binomial deviance over all genes of the model"),
+    "shared_program": ("shared", "residuals along the programs that held-out cells share"),
+    "latent_density": ("place", "-log density of the latent position in the reference"),
+    "latent_distance": ("place", "distance to the nearest reference cells in latent space"),
+    "unseen_genes": ("unseen", "counts in genes that the reference hardly shows"),
 }
 DEPTH_FIFTHS = 5
 NOMINAL = 0.05
@@ -68,18 +73,37 @@ class Cells:
         return CountData(self.counts[cells][:, self.in_model], np.log(self.size[cells]))
 
 
+def observed_and_expected(
+    model: VAE, cells: Cells, scored: np.ndarray, data: CountData, device
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Chunks of counts and their decoded means (cells, genes) of the ``scored`` cells."""
+    for chunk, mu in expected_counts(model, cells.latent[scored], data.log_offset, device):
+        yield data.counts[chunk].toarray().astype(np.float64), mu
+
+
 def raw_channels(
     model: VAE, cells: Cells, scored: np.ndarray, settings: dict, seed: int, device
 ) -> dict[str, np.ndarray]:
     """Every channel of the ``scored`` cells, before the standardisation by depth."""
     data, theta = cells.model_data(scored), dispersion(model)
     parts: dict[str, list] = {}
-    for chunk, mu in expected_counts(model, cells.latent[scored], data.log_offset, device):
-        x = data.counts[chunk].toarray().astype(np.float64)
+    moment, total = np.zeros((len(theta), len(theta))), np.zeros(len(theta))
+    for x, mu in observed_and_expected(model, cells, scored, data, device):
         found = anomaly.residual_channels(x, mu, theta, settings["program_genes"])
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
+        residuals = anomaly.pearson_residuals(x, mu, theta)
+        moment += residuals.T @ residuals
+        total += residuals.sum(0)
+    axes = anomaly.shared_axes(len(scored), moment, total)
+    # Decoded a second time: keeping the residuals of all cells would cost cells x genes of memory.
+    along = [
+        anomaly.pearson_residuals(x, mu, theta) @ axes
+        for x, mu in observed_and_expected(model, cells, scored, data, device)
+    ]
     channels = {name: np.concatenate(values) for name, values in parts.items()}
+    normal = cells.split[scored] != "query"
+    channels["shared_program"] = anomaly.shared_program_channel(np.concatenate(along), normal)
     train, validation = cells.latent[cells.of("train")], cells.latent[cells.of("validation")]
     place = cells.latent[scored]
     channels["latent_density"] = mixture_surprise(train, validation, place, seed)
@@ -164,7 +188,8 @@ def channel_table(
         rows.append(
             {
                 "channel": name,
-                "what": CHANNELS[name],
+                "kind": CHANNELS[name][0],
+                "what": CHANNELS[name][1],
                 "spearman_depth": spearman(score[~query], depth[~query]),
                 "spearman_depth_query": spearman(score[query], depth[query]),
                 "fpr_low_depth": rates[0],
@@ -226,7 +251,8 @@ if __name__ == "__main__":
         ranked = split != "validation"
         scored, depth, query = held_out[ranked], log_depth[ranked], split[ranked] == "query"
         standardised = {name: score[ranked] for name, score in standardised.items()}
-        verdict = anomaly.combine_channels(standardised, ~query)
+        kinds = {name: CHANNELS[name][0] for name in standardised}
+        verdict = anomaly.combine_channels(standardised, kinds, ~query)
         q_value = np.full(len(scored), np.nan)
         q_value[query] = false_discovery_control(verdict.p_value[query], method="bh")
         flagged = np.nan_to_num(q_value, nan=1.0) <= settings["alpha"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import eigh
 
 from omics_vae.likelihoods import SMALLEST_P, nb_deviance, nb_two_sided_p
 
@@ -18,6 +19,10 @@ DEPTH_RANGE = 2.5
 RARE_EXPECTED = 0.003
 # theta of genes that the model does not decode: the mode of the model's own prior.
 POOLED_THETA = 1.0
+# Leading axes of the residuals of all held-out cells: where a group of query cells leaves the model
+# in the same direction, they are that direction. Two to five did alike on held-out cell types.
+SHARED_AXES = 3
+RESIDUAL_LIMIT = 10.0  # SDs; one huge count must not become an axis of its own
 
 
 def nb_surprise(x: np.ndarray, mu: np.ndarray, theta: np.ndarray) -> np.ndarray:
@@ -50,6 +55,33 @@ def residual_channels(
         "single_gene": np.log1p(surprise.max(1)),
         "profile": np.log1p(nb_deviance(x, mu, theta).sum(1)),
     }
+
+
+def pearson_residuals(x: np.ndarray, mu: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """(x - mu) / SD under the negative binomial, clipped at +-10 (cells, genes)."""
+    return np.clip((x - mu) / np.sqrt(mu + mu**2 / theta), -RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+
+
+def shared_axes(n: int, moment: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """The leading principal axes (genes, axes) of the residuals of ``n`` cells.
+
+    From their summed outer products (genes, genes) and their sum (genes,), so that no dense matrix
+    of all cells is needed. The cells are all held-out ones, query included: the axes do not tell
+    calibration from query cells, so p-values that rank one among the other stay valid.
+    """
+    covariance = moment / n - np.outer(total, total) / n**2
+    last = len(total) - 1
+    return eigh(covariance, subset_by_index=[max(0, last - SHARED_AXES + 1), last])[1]
+
+
+def shared_program_channel(place: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """log(1 + squared distance from the ``normal`` cells along the shared axes) (cells,).
+
+    ``place`` (cells, axes): residuals projected on :func:`shared_axes`; distance in SDs of the
+    normal cells, axis by axis.
+    """
+    z = (place - place[normal].mean(0)) / np.maximum(place[normal].std(0), 1e-12)
+    return np.log1p(np.square(z).sum(1))
 
 
 def pooled_rates(counts: sp.csr_matrix, library_size: np.ndarray) -> np.ndarray:
@@ -153,23 +185,31 @@ class Verdict:
     p_channel: dict[str, np.ndarray]
 
 
-def combine_channels(channels: dict[str, np.ndarray], is_calibration: np.ndarray) -> Verdict:
-    """Channel scores -> channel p-values -> Cauchy combination -> conformal p-value.
+def combine_channels(
+    channels: dict[str, np.ndarray], kinds: dict[str, str], is_calibration: np.ndarray
+) -> Verdict:
+    """Channels -> mean of each kind -> p-values -> Cauchy combination -> conformal p-value.
 
-    The combination of dependent p-values is only approximately one itself; ranking it among the
-    calibration cells' combinations makes it exact again.
+    ``channels``: standardised scores (cells,); ``kinds``: the kind of each. The combination of
+    dependent p-values is only approximately one itself; ranking it among the calibration cells'
+    combinations makes it exact again.
     """
-    p_channel = {}
+    p_channel = {name: _ranked(score, is_calibration) for name, score in channels.items()}
+    members: dict[str, list] = {}
     for name, score in channels.items():
-        p = conformal_p(score, score[is_calibration])
-        p[is_calibration] = calibration_p(score[is_calibration])
-        p_channel[name] = p
+        members.setdefault(kinds[name], []).append(score)
+    p_kind = [_ranked(np.mean(scores, axis=0), is_calibration) for scores in members.values()]
     # A query cell less odd than all calibration cells has p = 1, which would silence every other
     # channel; it counts as the least odd calibration cell.
     n = int(is_calibration.sum())
-    p = np.minimum(np.stack(list(p_channel.values())), n / (n + 1.0))
+    p = np.minimum(np.stack(p_kind), n / (n + 1.0))
     combined = cauchy_combination(p)
     score = -np.log10(np.maximum(combined, SMALLEST_P))
-    p_value = conformal_p(score, score[is_calibration])
-    p_value[is_calibration] = calibration_p(score[is_calibration])
-    return Verdict(score, p_value, p_channel)
+    return Verdict(score, _ranked(score, is_calibration), p_channel)
+
+
+def _ranked(score: np.ndarray, is_calibration: np.ndarray) -> np.ndarray:
+    """Conformal p of query cells; calibration cells against the others (cells,)."""
+    p = conformal_p(score, score[is_calibration])
+    p[is_calibration] = calibration_p(score[is_calibration])
+    return p
