@@ -184,7 +184,8 @@ def _write_anomalies(run: Path, cells: pd.DataFrame, warnings: list[str], gene: 
     genes["log2_fold_change"], genes["p_value"], genes["q_value"] = 3.0, 1e-9, 1e-6
     genes["direction"] = "up"
     _save(genes, run / "anomaly/genes.parquet")
-    channels = pd.DataFrame({"channel": ["program", "latent"]})
+    channels = pd.DataFrame({"channel": ["program", "latent_density"]})
+    channels["kind"] = ["residuals", "place"]
     channels["what"] = ["mean of the largest gene surprises", "density in latent space"]
     channels["spearman_depth"], channels["fpr_low_depth"] = [0.02, -0.04], [0.05, 0.06]
     channels["fpr_high_depth"], channels["n_leading"] = [0.04, 0.05], [len(flagged), 0]
@@ -196,6 +197,7 @@ def _write_anomalies(run: Path, cells: pd.DataFrame, warnings: list[str], gene: 
         **{"alpha": 0.1, "n_calibration": n_calibration, "n_anomalies": len(flagged)},
         **{"n_query": int((scored["split"] == "query").sum()), "spearman_depth": 0.013},
         **{
+            "channels": channels["channel"].tolist(),
             "smallest_p": 1 / (n_calibration + 1),
             "fpr_by_depth_fifth": [0.05, 0.06, 0.04, 0.05, 0.05],
         },

@@ -109,6 +109,7 @@ FLAGGED = (
 )
 CHANNELS = (
     Column("channel", "Channel", text, False),
+    Column("kind", "Kind", text, False),
     Column("what", "What it looks at", text, False),
     Column("spearman_depth", "ρ with depth", digits),
     Column("fpr_low_depth", "False positives, shallowest fifth", percent),
