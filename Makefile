@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Numerical libraries take all cores by default; snakemake hands out the cores here.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test check clean
+.PHONY: help run test check
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +43,3 @@ $(VENV)/run.done: requirements.txt constraints.txt | $(BIN)/python
 $(VENV)/test.done: requirements-dev.txt $(VENV)/run.done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@
-
-clean:
-	rm -rf $(VENV) results .snakemake

@@ -34,7 +34,7 @@ rule all:
 
 
 onsuccess:
-    print(closing_words(RUN))
+    print(closing_words(RUN, SUMMARIES))
 
 
 onerror:

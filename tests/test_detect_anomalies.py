@@ -9,20 +9,18 @@ import torch
 from scipy.stats import false_discovery_control
 
 from detect_anomalies import (
-    CHANNELS,
     GENE_COLUMNS,
-    Cells,
     calibration_warnings,
     channel_table,
     false_positives_by_depth,
     gene_hits,
-    raw_channels,
+    judge_cells,
     spearman,
-    standardise,
+    summarise,
 )
+from evidence_channels import CHANNELS, Cells, raw_channels, standardise
 from job import InputError
 from model_inputs import read_model_inputs
-from omics_vae.anomaly import Verdict, combine_channels
 from omics_vae.inference import dispersion, embed, expected_counts
 from omics_vae.likelihoods import nb_two_sided_p
 from omics_vae.model import save_model
@@ -112,7 +110,8 @@ def test_calibration_cells_are_ranked_and_not_judged(detected):
     summary = json.loads(detected["summary"].read_text())
     assert (summary["n_calibration"], summary["n_query"]) == (100, 60)
     assert summary["n_anomalies"] == table["is_anomaly"].sum()
-    assert summary["smallest_p"] == table.loc[table["split"] == "query", "p_value"].min()
+    assert summary["smallest_p"] == pytest.approx(1 / 101)
+    assert summary["needed_together"] == 6  # 60 / (0.1 * 101) = 5.94
     assert len(summary["fpr_by_depth_fifth"]) == 5
     assert set(summary["channels"]) <= set(CHANNELS)
 
@@ -138,7 +137,7 @@ def test_a_run_that_flags_nobody_still_writes_its_tables(inputs, tmp_path):
     assert len(genes) == 0
     assert written["genes_tsv"].read_text() == "\t".join(GENE_COLUMNS) + "\n"
     warnings = json.loads(written["summary"].read_text())["warnings"]
-    assert any("can never be flagged" in warning for warning in warnings)
+    assert any("too few to flag any of 60" in warning for warning in warnings)
 
 
 def test_files_of_another_run_are_one_line_for_the_user(inputs, tmp_path):
@@ -229,21 +228,51 @@ def test_false_positives_are_counted_in_fifths_of_the_depth():
     assert false_positives_by_depth(p, depth) == [1.0, 0.0, 0.0, 0.0, 0.05]
 
 
-def test_the_channel_table_counts_who_leads():
+def judged(channels, query, depth):
+    table = judge_cells(channels, query, 0.1)
+    return table.assign(split=np.where(query, "query", "calibration"), library_size=np.exp(depth))
+
+
+def test_a_flagged_cell_is_led_by_the_channel_farthest_from_normal():
+    """Ranks tie where two channels pass all calibration cells; distances do not."""
     rng = np.random.default_rng(0)
-    query = np.arange(200) >= 100
-    depth = rng.normal(8, 0.5, 200)
+    query, depth = np.arange(300) >= 200, rng.normal(8, 0.5, 300)
+    scores = {"program": rng.standard_normal(300), "unseen_genes": rng.standard_normal(300)}
+    scores["program"][240:] += 8.0
+    scores["unseen_genes"][270:] += 20.0
+    table = judged(scores, query, depth)
+    assert table["is_anomaly"][240:].all()
+    assert set(table["leading_channel"][240:270]) == {"program"}
+    assert set(table["leading_channel"][270:]) == {"unseen_genes"}
+    assert set(table.loc[~table["is_anomaly"], "leading_channel"]) == {""}
+    counts = channel_table(table).set_index("channel")["n_leading"]
+    assert counts.sum() == table["is_anomaly"].sum()
+    assert counts["unseen_genes"] == 30
+
+
+def test_the_channel_table_sees_depth_in_calibration_and_unflagged_query_cells():
+    rng = np.random.default_rng(0)
+    query, depth = np.arange(200) >= 100, rng.normal(8, 0.5, 200)
     scores = {"program": rng.standard_normal(200), "profile": depth.copy()}
-    verdict = combine_channels(scores, {name: name for name in scores}, ~query)
-    p = {"program": np.full(200, 0.5), "profile": np.full(200, 0.6)}
-    p["profile"][[110, 111, 112]] = 0.01
-    verdict = Verdict(verdict.score, verdict.p_value, p)
-    flagged = np.isin(np.arange(200), [110, 111, 113])
-    table = channel_table(scores, verdict, query, flagged, depth).set_index("channel")
-    assert table["n_leading"].to_dict() == {"program": 1, "profile": 2}
+    table = channel_table(judged(scores, query, depth)).set_index("channel")
     assert table.loc["profile", "spearman_depth"] == pytest.approx(1.0)
+    assert table.loc["profile", "spearman_depth_query"] == pytest.approx(1.0)
     assert abs(table.loc["program", "spearman_depth"]) < 0.3
     assert table["what"].to_dict() == {name: CHANNELS[name][1] for name in table.index}
+
+
+def test_flagged_cells_do_not_count_in_the_depth_of_the_query():
+    """Anomalies that are deep are no fault of the score; they hide the one of the others."""
+    rng = np.random.default_rng(0)
+    query, depth = np.arange(400) >= 200, rng.normal(8, 0.5, 400)
+    score = rng.standard_normal(400)
+    score[320:] += 9.0
+    depth[320:] += 3.0
+    table = judged({"program": score}, query, depth)
+    summary = summarise(table, SETTINGS)
+    assert summary["n_anomalies"] >= 80
+    assert abs(summary["spearman_depth_query"]) < 0.25
+    assert spearman(table["score"][query], table["library_size"][query]) > 0.5
 
 
 def test_a_rank_correlation_with_something_constant_is_zero():
@@ -255,7 +284,11 @@ HEALTHY = {
     "alpha": 0.1,
     "n_calibration": 1000,
     "n_query": 500,
+    "needed_together": 5,
+    "channels": ["program", "unseen_genes"],
     "spearman_depth": 0.05,
+    "spearman_depth_query": -0.05,
+    "bands": {"spearman_depth": 0.1, "fpr": [0.005, 0.11]},
     "fpr_by_depth_fifth": [0.05, 0.04, 0.06, 0.05, 0.05],
 }
 
@@ -264,7 +297,10 @@ HEALTHY = {
     ("change", "expected"),
     [
         ({}, []),
-        ({"n_calibration": 100}, ["fewer than 50 of 500 query cells can never be flagged"]),
+        ({"needed_together": 50}, ["unless at least 50 of 500 query cells are odder"]),
+        ({"needed_together": 501}, ["too few to flag any of 500 query cells"]),
+        ({"channels": ["program"]}, ["No gene is rare enough in the reference"]),
+        ({"spearman_depth_query": 0.2}, ["The score of unflagged query cells follows"]),
         ({"spearman_depth": 0.3}, ["follows sequencing depth (Spearman 0.30)"]),
         ({"spearman_depth": -0.3}, ["follows sequencing depth (Spearman -0.30)"]),
         ({"fpr_by_depth_fifth": [0.05, 0.05, 0.05, 0.05, 0.2]}, ["depth fifth 5 of 5 20 %"]),
@@ -280,6 +316,9 @@ def test_warnings_appear_when_they_should_and_not_else(change, expected):
 
 def test_the_smallest_group_that_can_be_flagged_is_the_one_the_warning_names():
     n, m, alpha = 100, 500, 0.1
+    noise = np.random.default_rng(0).standard_normal((2, n + m))
+    table = judged({"program": noise[0]}, np.arange(n + m) >= n, noise[1])
+    assert summarise(table, SETTINGS)["needed_together"] == 50
     for together, expected in ((49, False), (50, True)):
         p = np.full(m, 1.0)
         p[:together] = 1 / (n + 1)
@@ -288,7 +327,10 @@ def test_the_smallest_group_that_can_be_flagged_is_the_one_the_warning_names():
 
 def test_healthy_depth_bands_seldom_warn():
     rng, warned = np.random.default_rng(0), 0
+    noise = rng.standard_normal((2, 1500))
+    table = judged({"program": noise[0]}, np.arange(1500) >= 1000, noise[1])
+    healthy = HEALTHY | {"bands": summarise(table, SETTINGS)["bands"]}
     for _ in range(300):
         rates = [rng.binomial(200, 0.05) / 200 for _ in range(5)]
-        warned += bool(calibration_warnings(HEALTHY | {"fpr_by_depth_fifth": rates}))
+        warned += bool(calibration_warnings(healthy | {"fpr_by_depth_fifth": rates}))
     assert warned / 300 < 0.03

@@ -91,7 +91,7 @@ FILES = {
     "annotate_counts": {"job.py", "compute_umap.py"},
     "compute_library_size": {"job.py"},
     "compute_umap": {"job.py"},
-    "detect_anomalies": MODEL | {"latent_place.py", "omics_vae/anomaly.py"},
+    "detect_anomalies": MODEL | {"evidence_channels.py", "latent_place.py", "omics_vae/anomaly.py"},
     "embed_cells": MODEL,
     "filter_cells": {"job.py"},
     "import_counts": {"job.py"} | READERS,

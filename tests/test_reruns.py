@@ -99,6 +99,7 @@ FILES = {
     f"{SCRIPTS}/splits.py": "select_features",
     f"{SCRIPTS}/model_inputs.py": MODEL,
     f"{SCRIPTS}/latent_place.py": "detect_anomalies",
+    f"{SCRIPTS}/evidence_channels.py": "detect_anomalies",
     f"{SCRIPTS}/figure_style.py": PLOTS,
     f"{SCRIPTS}/report_tables.py": "write_report",
     f"{SCRIPTS}/run_record.py": "write_report",

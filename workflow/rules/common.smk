@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 import time
 from functools import cache
@@ -60,7 +61,7 @@ def times(rule, name=""):
     return f"{RUN}/benchmarks/{rule}/{name}.jsonl" if name else f"{RUN}/benchmarks/{rule}.jsonl"
 
 
-def closing_words(run):
+def closing_words(run, summaries):
     """What was found and where to look, for the end of a run; nothing if only a part was made."""
     summary = Path(run, "anomaly", "summary.json")
     if not summary.exists():
@@ -68,8 +69,8 @@ def closing_words(run):
     found = json.loads(summary.read_text(encoding="utf-8"))
     warnings = [
         line
-        for path in sorted(Path(run).rglob("*summary.json"))
-        for line in json.loads(path.read_text(encoding="utf-8"))["warnings"]
+        for path in filter(os.path.exists, summaries)
+        for line in json.loads(Path(path).read_text(encoding="utf-8"))["warnings"]
     ]
     return "\n".join(
         [

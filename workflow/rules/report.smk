@@ -9,6 +9,16 @@ OUTPUTS
 """
 
 FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies"]
+# What every stage says of itself, warnings included.
+SUMMARIES = [
+    *expand(f"{RUN}/import/{{sample}}.summary.json", sample=SAMPLES),
+    *expand(f"{RUN}/preprocess/{{sample}}.summary.json", sample=SAMPLES),
+    f"{RUN}/preprocess/summary.json",
+    f"{RUN}/library_size/summary.json",
+    f"{RUN}/train/{FIT}/summary.json",
+    f"{RUN}/prune/{FIT}/summary.json",
+    f"{RUN}/anomaly/summary.json",
+]
 # Printed in the report: what a number may depend on.
 VERSIONS = "snakemake torch scanpy anndata numpy scipy pandas scikit-learn scikit-misc umap-learn"
 
@@ -197,15 +207,7 @@ rule write_report:
     input:
         sources=[row["path"] for row in SAMPLES.values()],
         figures=expand(f"{RUN}/figures/{{figure}}.png", figure=FIGURES),
-        summaries=[
-            *expand(f"{RUN}/import/{{sample}}.summary.json", sample=SAMPLES),
-            *expand(f"{RUN}/preprocess/{{sample}}.summary.json", sample=SAMPLES),
-            f"{RUN}/preprocess/summary.json",
-            f"{RUN}/library_size/summary.json",
-            f"{RUN}/train/{FIT}/summary.json",
-            f"{RUN}/prune/{FIT}/summary.json",
-            f"{RUN}/anomaly/summary.json",
-        ],
+        summaries=SUMMARIES,
         splits=f"{RUN}/preprocess/splits.tsv",
         samples_library=f"{RUN}/library_size/samples.tsv",
         evidence=f"{RUN}/prune/{FIT}/evidence.parquet",
@@ -225,6 +227,7 @@ rule write_report:
         "../../envs/anomics.yaml"
     params:
         config=config,
+        samples=SAMPLES,
         versions=VERSIONS.split(),
         code=code("write_report.py", "report/report.html"),
     script:
