@@ -6,6 +6,7 @@ The cells are points of a few groups, not counts of real genes; nothing here is 
 """
 
 import json
+import math
 from pathlib import Path
 
 import anndata
@@ -91,6 +92,7 @@ def _write_input_stages(run: Path, cells: pd.DataFrame, rng) -> None:
             run / f"import/{name}.summary.json",
             **{"format": "10x_h5", "path": f"data/{name}.h5", "n_cells": len(qc)},
             n_genes=N_GENES,
+            **{"dropped_features": {"Antibody Capture": 17}, "n_cells_without_role": 0},
         )
 
 
@@ -107,9 +109,13 @@ def _write_counts(run: Path, cells: pd.DataFrame, rng) -> None:
     _summary(
         run / "preprocess/summary.json",
         **{"n_cells": len(cells), "n_genes": N_GENES, "n_selected": 40, "split_by": "cell"},
+        **{"selected_by": {"variable": 33, "list": 5, "variable, list": 2, "": N_GENES - 40}},
+        **{"method": "all: seurat_v3, span 0.3", "n_genes_shared": N_GENES + 9},
+        **{"n_genes_in_too_few_cells": 9, "n_empty_cells_dropped": 6},
+        n_genes_lost_in_join={name: 23 * i for i, name in enumerate(sorted(set(cells["sample"])))},
         splits={k: int(n) for k, n in cells["split"].value_counts().items()},
     )
-    sizes = cells[["cell_id", "sample", "library_size"]]
+    sizes = cells[["cell_id", "sample", "role", "library_size"]]
     _save(
         sizes.assign(log_offset=np.log(sizes["library_size"])),
         run / "library_size/library_size.parquet",
@@ -141,7 +147,7 @@ def _write_model_stages(run: Path, cells: pd.DataFrame, rng) -> None:
         run / "train/seed1/summary.json",
         **{"best_step": 1500, "stopped_by": "early stopping", "warmup_ends_at_step": 800},
         **{"n_train": int(n.get("train", 0)), "n_validation": int(n.get("validation", 0))},
-        **{"device": "cpu", "seed": 1, "active_units": 4},
+        **{"device": "cpu", "threads": 2, "seed": 1, "active_units": 4},
     )
     evidence = pd.DataFrame({"dimension": range(N_LATENT), "kl": kl_end})
     evidence["aggregated_kl"] = 0.1 * kl_end
@@ -176,6 +182,7 @@ def _write_anomalies(run: Path, cells: pd.DataFrame, warnings: list[str], gene: 
         scored[f"z_{name}"] = scored["score"]
         scored[f"p_{name}"] = scored["p_value"]
     scored["elbo"] = -600.0
+    scored["leading_channel"] = np.where(scored["is_anomaly"], "latent_density", "")
     _save(scored.drop(columns=["cell", "cell_type"]), run / "anomaly/cells.parquet")
     flagged = scored.loc[scored["is_anomaly"], "cell_id"]
     genes = pd.DataFrame({"cell_id": np.repeat(flagged.to_numpy(), 3)})
@@ -187,15 +194,19 @@ def _write_anomalies(run: Path, cells: pd.DataFrame, warnings: list[str], gene: 
     channels = pd.DataFrame({"channel": ["program", "latent_density"]})
     channels["kind"] = ["residuals", "place"]
     channels["what"] = ["mean of the largest gene surprises", "density in latent space"]
+    channels["spearman_depth_query"] = [0.01, -0.0789]
     channels["spearman_depth"], channels["fpr_low_depth"] = [0.02, -0.04], [0.05, 0.06]
     channels["fpr_high_depth"], channels["n_leading"] = [0.04, 0.05], [len(flagged), 0]
     _save(channels, run / "anomaly/channels.tsv")
     n_calibration = int((scored["split"] == "calibration").sum())
+    n_query = int((scored["split"] == "query").sum())
     _summary(
         run / "anomaly/summary.json",
         warnings,
         **{"alpha": 0.1, "n_calibration": n_calibration, "n_anomalies": len(flagged)},
-        **{"n_query": int((scored["split"] == "query").sum()), "spearman_depth": 0.013},
+        **{"n_query": n_query, "needed_together": math.ceil(n_query / (0.1 * (n_calibration + 1)))},
+        **{"spearman_depth": 0.013, "spearman_depth_query": -0.024},
+        bands={"spearman_depth": 0.1, "fpr": [0.02, 0.09], "needed_together": 5},
         **{
             "channels": channels["channel"].tolist(),
             "smallest_p": 1 / (n_calibration + 1),

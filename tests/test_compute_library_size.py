@@ -1,4 +1,4 @@
-"""Library sizes measure depth: over all genes, on the scale of counts, a row a cell."""
+"""Library sizes measure depth: over the shared genes, on the scale of counts, a row a cell."""
 
 import anndata
 import numpy as np
@@ -7,7 +7,14 @@ import pytest
 from scipy import sparse
 from scipy.stats import spearmanr
 
-from compute_library_size import Sample, from_column, library_sizes, summarise, take_cells
+from compute_library_size import (
+    Sample,
+    from_column,
+    keep_shared_genes,
+    library_sizes,
+    summarise,
+    take_cells,
+)
 from job import InputError
 from run_script import run_script
 
@@ -78,12 +85,41 @@ def test_samples_are_one_population_over_the_genes_they_share():
     np.testing.assert_allclose(
         library_sizes([first, second], "median_of_ratios", None)[0], whole, rtol=1e-12
     )
-    # A gene that one sample lacks counts for the total, not for the ratios.
+    # A gene that one sample lacks counts for no size at all, whatever the method.
     extra = np.hstack([X[rows[:30]], np.full((30, 1), 500)])
-    wider = make_sample(extra, "a", rows[:30])
-    sizes, totals = library_sizes([wider, second], "median_of_ratios", None)
-    np.testing.assert_allclose(sizes / np.median(sizes), whole / np.median(whole), rtol=1e-12)
-    np.testing.assert_allclose(totals[rows[:30]], X[rows[:30]].sum(axis=1) + 500)
+    shared, warnings = keep_shared_genes([make_sample(extra, "a", rows[:30]), second])
+    sizes, totals = library_sizes(shared, "median_of_ratios", None)
+    np.testing.assert_allclose(sizes, whole, rtol=1e-12)
+    assert totals.tolist() == X.sum(axis=1).tolist()
+    assert len(warnings) == 1 and warnings[0].startswith("sample a: ")
+
+
+def test_a_panel_and_a_whole_transcriptome_are_measured_over_the_same_genes():
+    """One kind of cell, of one depth; the query's file has a tenth of the genes, out of order."""
+    X = simulate(np.full(100, 4000))
+    panel = np.arange(0, 400, 10)[::-1]
+    reference = make_sample(X[:50], "whole")
+    query = make_sample(X[50:], "panel", np.arange(50, 100))
+    cut = Sample("panel", query.X[:, panel], query.genes[panel], query.obs, query.rows)
+    shared, warnings = keep_shared_genes([reference, cut])
+    for method in ("total", "median_of_ratios"):
+        sizes, totals = library_sizes(shared, method, None)
+        assert np.median(sizes[50:]) / np.median(sizes[:50]) == pytest.approx(1, abs=0.1)
+        assert totals.tolist() == X[:, panel].sum(axis=1).tolist()
+    lost = 100 * (1 - X[:50][:, panel].sum() / X[:50].sum())
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"sample whole: {lost:.0f} % of its counts")
+    assert "; count all samples" in warnings[0] and "40 shared genes" in warnings[0]
+
+
+def test_samples_of_the_same_genes_stay_as_they_are():
+    X = simulate(np.full(20, 400))
+    samples = [make_sample(X[:10], "a"), make_sample(X[10:], "b", np.arange(10, 20))]
+    shared, warnings = keep_shared_genes(samples)
+    assert shared == samples and warnings == []
+    # 4 % of the counts in genes that the other lacks are not worth a warning.
+    wider = make_sample(np.hstack([X[:10], np.full((10, 1), 16)]), "a")
+    assert keep_shared_genes([wider, samples[1]])[1] == []
 
 
 def test_a_stored_zero_is_no_count():
@@ -101,7 +137,7 @@ def test_a_cell_without_shared_counts_is_named():
     second = make_sample(np.array([[1, 2, 0], [0, 0, 4]]), "b", np.array([2, 3]))
     first = make_sample(np.array([[1, 2], [3, 4]]), "a")
     with pytest.raises(InputError, match="sample b: cell b_1 has no count in the 2 genes"):
-        library_sizes([first, second], "median_of_ratios", None)
+        keep_shared_genes([first, second])
 
 
 def test_a_column_is_taken_as_it_is_and_the_input_s_own_wins():
@@ -188,6 +224,7 @@ def test_pbmc3k_rows_follow_the_counts_and_bytes_repeat(shared_data, tmp_path):
         table = pd.read_parquet(first["library_size"])
         totals = np.asarray(counts.X.sum(axis=1)).ravel()[order]
         assert table["cell_id"].tolist() == joined.obs_names.tolist()
+        assert table["role"].tolist() == counts.obs["role"].iloc[order].tolist()
         np.testing.assert_allclose(np.exp(table["log_offset"]), table["library_size"])
         if method == "total":
             assert table["library_size"].tolist() == totals.tolist()

@@ -272,6 +272,10 @@ TABLE_FAULTS = {
         "sample path role batch batch\nA a.h5ad reference 1 2\nB b.h5ad query 1 2\n",
         "t.tsv: column batch stands twice; remove one",
     ),
+    "a slash in a column's name": (
+        "sample path role dose/mg\nA a.h5ad reference 1\nB b.h5ad query 2\n",
+        "t.tsv: column dose/mg: a slash in a name would make a group of it in HDF5; rename it",
+    ),
     "a column without a name": (
         "sample path role  batch\nA a.h5ad reference 1 2\nB b.h5ad query 1 2\n",
         "t.tsv: a column has no name; name it or remove it",

@@ -288,7 +288,7 @@ HEALTHY = {
     "channels": ["program", "unseen_genes"],
     "spearman_depth": 0.05,
     "spearman_depth_query": -0.05,
-    "bands": {"spearman_depth": 0.1, "fpr": [0.005, 0.11]},
+    "bands": {"spearman_depth": 0.1, "fpr": [0.005, 0.11], "needed_together": 25},
     "fpr_by_depth_fifth": [0.05, 0.04, 0.06, 0.05, 0.05],
 }
 

@@ -36,7 +36,6 @@ def draw_all(run) -> dict:
     qc = pd.concat([pd.read_parquet(p) for p in sorted(run.glob("preprocess/*.qc.parquet"))])
     summaries = sorted(run.glob("preprocess/donor*.summary.json"))
     limits = {p.name.removesuffix(".summary.json"): plot_qc.read_limits(p) for p in summaries}
-    splits = pd.read_csv(run / "preprocess/splits.tsv", sep="\t")
     sizes = pd.read_parquet(run / "library_size/library_size.parquet")
     cells = pd.read_parquet(run / "anomaly/cells.parquet")
     train, prune = run / "train/seed1", run / "prune/seed1"
@@ -46,7 +45,7 @@ def draw_all(run) -> dict:
     umap = pd.read_parquet(run / "embed/seed1/umap.parquet")
     return {
         "qc": plot_qc.draw(qc.reset_index(drop=True), limits),
-        "library_size": plot_library_size.draw(sizes, splits),
+        "library_size": plot_library_size.draw(sizes),
         "training": plot_training.draw(
             pd.read_parquet(train / "history.parquet"),
             pd.read_parquet(train / "kl.parquet"),
@@ -112,6 +111,17 @@ def test_source_data_holds_every_query_cell(run, figures):
     table = pd.read_csv(figures / "anomalies.tsv", sep="\t", low_memory=False)
     shown = table[(table["panel"] == "c") & (table["split"] == "query")]
     assert set(shown["cell_id"]) == set(cells.loc[cells["split"] == "query", "cell_id"])
+
+
+def test_library_sizes_of_a_sample_of_both_roles_are_drawn_by_the_role_of_each_cell():
+    sizes = pd.DataFrame({"cell_id": list("abcd"), "sample": ["NA", "NA", "NA", "two"]})
+    sizes["library_size"] = [900.0, 1000, 1100, 1200]
+    sizes["role"] = ["reference", "query", "query", "query"]
+    figure, table = plot_library_size.draw(sizes)
+    labels = {text.get_text() for text in figure.axes[1].get_legend().get_texts()}
+    assert labels == {"reference (n = 1)", "query (n = 3)"}
+    assert table["role"].tolist() == sizes["role"].tolist()
+    assert plot_library_size.role_of_samples(sizes) == {"NA": "reference and query", "two": "query"}
 
 
 def test_leaves_no_setting_behind(run):

@@ -143,12 +143,13 @@ def test_one_sample_from_file_to_file(tmp_path):
     assert not written.obsm and not written.uns and not written.layers
     assert list(written.obs["condition"]) == ["x", "x", "y"]
     warnings = summary.pop("warnings")
-    assert len(warnings) == 2 and "1 gene names" in warnings[0] and "obs:donor" in warnings[1]
+    assert len(warnings) == 3 and "1 gene names" in warnings[0] and "obs:donor" in warnings[1]
+    assert warnings[2].startswith("s1: 1 of 4 cells have no role in the obs column 'part' and")
     assert summary == {
         "sample": "s1",
         "path": "data/a.h5ad",
         "format": "h5ad",
-        "n_cells": 3,
+        "n_cells": 4,
         "n_genes": 2,
         "n_cells_by_role": {"reference": 1, "query": 2},
         "n_cells_without_role": 1,

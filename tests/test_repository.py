@@ -165,6 +165,7 @@ TESTED_TOGETHER = {
     "report_tables": "test_write_report",
     "run_record": "test_write_report",
     "model_inputs": "test_bad_input",
+    "evidence_channels": "test_detect_anomalies",
     "__init__": "test_import_closure",
     **{f"plot_{name}": "test_figures" for name in ("qc", "library_size", "training", "pruning")},
     **{f"plot_{name}": "test_figures" for name in ("latent", "anomalies")},

@@ -28,7 +28,7 @@ READ_BY = {
     "import_counts": "filter_cells write_report",
     "filter_cells": "plot_qc select_features compute_library_size write_report",
     "select_features": "compute_library_size train_vae prune_latent embed_cells detect_anomalies "
-    "plot_library_size plot_latent annotate_counts write_report",
+    "plot_latent annotate_counts write_report",
     "compute_library_size": "train_vae prune_latent embed_cells detect_anomalies annotate_counts "
     "plot_library_size write_report",
     "train_vae": "prune_latent plot_training write_report",

@@ -9,8 +9,16 @@ import pandas as pd
 import pytest
 
 from fake_run import HOSTILE, write_fake_run
+from report_tables import flagged_table
 from run_record import checksum, describe_run, package_versions, write_methods
-from write_report import flagged_table, flatten, judge, read_summaries, render, report_content
+from write_report import (
+    flatten,
+    judge,
+    read_sample_table,
+    read_summaries,
+    render,
+    report_content,
+)
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "workflow" / "report" / "report.html"
 PNG = bytes.fromhex("89504e470d0a1a0a")
@@ -69,6 +77,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        self.text += " " if tag == "td" else ""
 
     def handle_data(self, data):
         self.text += data
@@ -142,26 +153,73 @@ def test_same_bytes_when_made_again(tmp_path):
 def test_the_oddest_cells_and_their_surest_genes_come_first():
     query = pd.DataFrame({"cell_id": ["a", "b", "c"], "p_value": [0.2, 0.01, 0.9]})
     query["score"], query["is_anomaly"] = [1.0, 5.0, 0.0], [True, True, False]
+    query["leading_channel"] = ["latent_density", "program", ""]
     genes = pd.DataFrame({"cell_id": "b", "gene": [f"G{i}" for i in range(8)]})
     genes["p_value"] = [1e-3] * 7 + [1e-9]
     genes["direction"] = ["up"] * 7 + ["down"]
     table = flagged_table(query, genes)
     assert list(table["cell_id"]) == ["b", "a"]
     assert table["genes"].iloc[0] == "G7↓, G0↑, G1↑, G2↑, G3↑, G4↑ and 2 more"
+    assert table["genes"].iloc[1] == "no single gene; latent density"
+    without = flagged_table(query, genes.iloc[:0])["genes"]
+    assert list(without) == ["no single gene; program", "no single gene; latent density"]
 
 
-def test_depth_that_leaks_into_the_score_is_said():
-    anomaly = {"alpha": 0.1, "smallest_p": 1e-4, "n_anomalies": 3, "spearman_depth": 0.4}
-    checks = judge({**anomaly, "fpr_by_depth_fifth": [0.2, 0.05, 0.05, 0.05, 0.0]}, 1000)
-    assert [check["is_sound"] for check in checks] == [True, False, False]
-    quiet = {**anomaly, "spearman_depth": 0.02, "fpr_by_depth_fifth": [0.05] * 5}
-    assert all(check["is_sound"] for check in judge(quiet, 1000))
+ANOMALY = {
+    **{"alpha": 0.1, "smallest_p": 1e-3, "needed_together": 1, "n_query": 100, "n_anomalies": 0},
+    **{"spearman_depth": 0.02, "spearman_depth_query": -0.03, "fpr_by_depth_fifth": [0.05] * 5},
+    "bands": {"spearman_depth": 0.1, "fpr": [0.02, 0.09], "needed_together": 5},
+}
 
 
-def test_number_of_cells_needed_is_that_of_benjamini_hochberg():
-    # k cells at the smallest p are flagged as soon as p <= alpha k / n: 0.01 * 500 / 0.1 = 50.
-    check = judge({"alpha": 0.1, "smallest_p": 0.01, "n_anomalies": 0}, 500)[0]
-    assert "at least 50 of the 500" in check["reading"] and not check["is_sound"]
+def soundness(**changed) -> list[bool]:
+    return [check["is_sound"] for check in judge(ANOMALY | changed)]
+
+
+def test_depth_that_leaks_into_the_score_is_said_of_calibration_and_query_cells():
+    assert soundness() == [True, True, True, True]
+    assert soundness(spearman_depth=0.4) == [True, False, True, True]
+    assert soundness(spearman_depth_query=-0.4) == [True, True, False, True]
+    assert soundness(fpr_by_depth_fifth=[0.2, 0.05, 0.05, 0.05, 0.05]) == [True, True, True, False]
+    assert "ρ = 0.02" in [check["value"] for check in judge(ANOMALY)]
+    assert "ρ = -0.03" in [check["value"] for check in judge(ANOMALY)]
+
+
+def test_the_bands_are_those_of_the_anomaly_stage():
+    wide = {"spearman_depth": 0.5, "fpr": [0.0, 0.3], "needed_together": 5}
+    leaky = {"spearman_depth": 0.4, "fpr_by_depth_fifth": [0.2, 0.0]}
+    assert soundness(**leaky) == [True, False, True, False]
+    assert soundness(**leaky, bands=wide) == [True] * 4
+    checks = judge(ANOMALY | leaky | {"bands": wide})
+    assert "±0.5" in checks[1]["reading"] and "from 0 % to 30 %" in checks[3]["reading"]
+
+
+def test_the_smallest_p_is_sound_where_a_few_cells_could_be_flagged():
+    assert soundness(needed_together=5)[0] is True
+    assert soundness(needed_together=50)[0] is False
+    assert "at least 50 of the 100" in judge(ANOMALY | {"needed_together": 50})[0]["reading"]
+    check = judge(ANOMALY | {"needed_together": 101})[0]
+    assert "none can be flagged" in check["reading"] and not check["is_sound"]
+
+
+def test_input_says_what_was_left_out_and_how_genes_were_selected(tmp_path):
+    text = " ".join(Page(make_report(write_fake_run(tmp_path))).text.split())
+    for said in (
+        *("donor1 features: Antibody Capture 17", "donor3 genes that another sample lacks 46"),
+        *("all samples genes in too few cells 9", "without a count in the genes left 6"),
+        "40 of 60 genes were selected for the model: 33 by variability (all: seurat_v3, span 0.3), "
+        "5 by the gene list, 2 by both.",
+        "-0.0789",
+        "the shared-program channel use them like reference cells",
+    ):
+        assert said in text, said
+    assert "donor1 genes that another" not in text and "cells without a role" not in text
+
+
+def test_a_sample_may_be_called_na(tmp_path):
+    table = pd.DataFrame({"sample": ["NA", "null", "01"], "n_cells": [1, 2, 3]})
+    table.to_csv(tmp_path / "t.tsv", sep="\t", index=False)
+    pd.testing.assert_frame_equal(read_sample_table(tmp_path / "t.tsv"), table)
 
 
 def test_summaries_know_their_stage_and_sample(tmp_path):
@@ -177,6 +235,7 @@ def test_methods_name_the_settings_of_the_run(tmp_path):
         assert said in text, said
     for said in ("17 latent", "min_kl = 0.033", "800 optimiser", "seed was 7", "rate of 0.1"):
         assert said in text, said
+    assert "shared-program channel used query cells" in text
     assert "None" not in text and "max_counts" not in text
 
 
@@ -190,11 +249,18 @@ def test_checksum_of_a_file_is_sha256_and_of_a_folder_sees_names_and_contents(tm
     assert len({first, second, checksum(tmp_path)}) == 3
 
 
-def test_record_holds_versions_seed_and_checksums(tmp_path):
+def test_record_holds_versions_seed_samples_and_checksums(tmp_path):
     (tmp_path / "in.tsv").write_bytes(b"x")
+    (tmp_path / "genes.txt").write_bytes(b"LYZ")
     versions = package_versions(["numpy", "no-such-package"])
-    record = describe_run(CONFIG, versions, [tmp_path / "in.tsv"], {"device": "cuda"}, 2)
+    samples = {"NA": {"sample": "NA", "path": "in.tsv", "role": "query"}}
+    train, listed = {"device": "cuda", "threads": 2}, str(tmp_path / "genes.txt")
+    config = CONFIG | {"preprocess": {"select_features": {"gene_list": listed}}}
+    without = describe_run(CONFIG, samples, versions, [tmp_path / "in.tsv"], train)
+    record = describe_run(config, samples, versions, [tmp_path / "in.tsv"], train)
     assert record["packages"]["no-such-package"] == "not installed"
     assert re.match(r"\d+\.\d+", record["packages"]["numpy"])
     assert record["seed"] == 7 and record["device"] == "cuda" and record["threads"] == 2
-    assert list(record["inputs"].values()) == [hashlib.sha256(b"x").hexdigest()]
+    assert record["samples"] == samples
+    assert list(without["inputs"].values()) == [hashlib.sha256(b"x").hexdigest()]
+    assert record["inputs"][listed] == hashlib.sha256(b"LYZ").hexdigest()

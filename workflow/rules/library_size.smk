@@ -4,7 +4,7 @@ INPUTS
     results/<run>/preprocess/<sample>.h5ad                    all genes of the kept cells
     results/<run>/preprocess/counts.h5ad                      which cells, and their names
 OUTPUTS
-    results/<run>/library_size/library_size.parquet           cell_id, library_size, log_offset
+    results/<run>/library_size/library_size.parquet           cell_id, role, library_size, ...
     results/<run>/library_size/samples.tsv, summary.json      quantiles a sample
 """
 

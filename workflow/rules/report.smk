@@ -52,7 +52,6 @@ rule plot_qc:
 rule plot_library_size:
     input:
         library_size=f"{RUN}/library_size/library_size.parquet",
-        splits=f"{RUN}/preprocess/splits.tsv",
     output:
         pdf=f"{RUN}/figures/library_size.pdf",
         svg=f"{RUN}/figures/library_size.svg",
@@ -206,6 +205,7 @@ rule annotate_counts:
 rule write_report:
     input:
         sources=[row["path"] for row in SAMPLES.values()],
+        gene_list=config["preprocess"]["select_features"]["gene_list"] or [],
         figures=expand(f"{RUN}/figures/{{figure}}.png", figure=FIGURES),
         summaries=SUMMARIES,
         splits=f"{RUN}/preprocess/splits.tsv",

@@ -1,6 +1,11 @@
-"""The library size of each cell: its sequencing depth, over all genes before feature selection."""
+"""The library size of each cell: its sequencing depth, before feature selection.
 
-from dataclasses import dataclass
+It is counted over the genes that all samples share, as the model's counts are. Over each sample's
+own genes, a query counted on a panel of genes would be set against a reference counted on the whole
+transcriptome, and every one of its genes would seem too high.
+"""
+
+from dataclasses import dataclass, replace
 
 import anndata
 import h5py
@@ -18,11 +23,13 @@ MAX_SCALE_RATIO = 10.0
 # Median of ratios on sparse counts compares ones with ones: sizes that spread less than half as
 # much (in logarithms) as the totals no longer follow depth.
 MIN_SPREAD = 0.5
+# Samples of one annotation lose nearly nothing in the genes that another sample lacks.
+MAX_LOST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The kept cells of one sample that are in counts.h5ad, with all its genes."""
+    """The kept cells of one sample that are in counts.h5ad."""
 
     name: str
     X: sparse.csr_matrix  # (cells, genes)
@@ -45,6 +52,40 @@ def take_cells(counts: anndata.AnnData, cells: pd.DataFrame) -> Sample:
     )
 
 
+def keep_shared_genes(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
+    """The samples over the genes that all of them share, and a warning for each that loses much.
+
+    Raises
+    ------
+    InputError: a cell has no count in the shared genes.
+    """
+    shared = samples[0].genes
+    for sample in samples[1:]:
+        shared = shared[shared.isin(sample.genes)]
+    kept, warnings = [], []
+    for sample in samples:
+        cut = sample
+        if not sample.genes.equals(shared):
+            X = sample.X[:, sample.genes.get_indexer(shared)]
+            cut = replace(sample, X=X, genes=shared)
+        empty = np.flatnonzero(cut.total == 0)
+        if empty.size:
+            raise InputError(
+                f"sample {sample.name}: cell {sample.obs.index[empty[0]]} has no count in the "
+                f"{len(shared)} genes that all samples share; raise "
+                "preprocess.filter_cells.min_counts or check the sample's genes"
+            )
+        lost = 1 - cut.total.sum() / sample.total.sum()
+        if lost > MAX_LOST_SHARE:
+            warnings.append(
+                f"sample {sample.name}: {100 * lost:.0f} % of its counts are in genes that another "
+                "sample lacks, and its library sizes leave them out; count all samples with the "
+                f"same annotation, or read the results as those of the {len(shared)} shared genes"
+            )
+        kept.append(cut)
+    return kept, warnings
+
+
 def median_of_ratios(samples: list[Sample]) -> list[np.ndarray]:
     r"""DESeq2's size factors, the ``poscounts`` variant, on the scale of counts.
 
@@ -54,30 +95,18 @@ def median_of_ratios(samples: list[Sample]) -> list[np.ndarray]:
         s_i = f_i \frac{\operatorname{median}_k t_k}{\operatorname{median}_k f_k}
 
     with x counts (the median is taken of logarithms), n all cells of all samples, t_i the total
-    count over all genes; g runs over the genes that all samples share. Anders & Huber 2010,
-    doi:10.1186/gb-2010-11-10-r106; poscounts: Love et al. 2014, doi:10.1186/s13059-014-0550-8.
+    count; g runs over the genes that all samples share (:func:`keep_shared_genes`), and so does the
+    sum of t_i. Anders & Huber 2010, doi:10.1186/gb-2010-11-10-r106; poscounts: Love et al. 2014,
+    doi:10.1186/s13059-014-0550-8.
 
     Returns
     -------
     For each sample its library sizes, (cells,).
-
-    Raises
-    ------
-    InputError: a cell has no count in the shared genes.
     """
-    shared = samples[0].genes
-    for sample in samples[1:]:
-        shared = shared[shared.isin(sample.genes)]
     logs = []
     for sample in samples:
-        log_counts = sample.X[:, sample.genes.get_indexer(shared)].astype(float)
+        log_counts = sample.X.astype(float)
         log_counts.eliminate_zeros()
-        empty = np.flatnonzero(np.diff(log_counts.indptr) == 0)
-        if empty.size:
-            raise InputError(
-                f"sample {sample.name}: cell {sample.obs.index[empty[0]]} has no count in the "
-                f"{len(shared)} genes that all samples share; set library_size.method: total"
-            )
         log_counts.data = np.log(log_counts.data)
         logs.append(log_counts)
     n_cells = sum(log_counts.shape[0] for log_counts in logs)
@@ -126,7 +155,10 @@ def from_column(sample: Sample, column: str) -> np.ndarray:
 def library_sizes(
     samples: list[Sample], method: str, column: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The library size and the total count of each cell, in the order of counts.h5ad."""
+    """The library size and the total count of each cell, in the order of counts.h5ad.
+
+    ``samples``: over the same genes, as :func:`keep_shared_genes` leaves them.
+    """
     totals = [sample.total for sample in samples]
     if method == "median_of_ratios":
         sizes = median_of_ratios(samples)
@@ -207,12 +239,14 @@ if __name__ == "__main__":
         with h5py.File(snakemake.input.counts) as file:
             cells = read_elem(file["obs"])
         samples = [take_cells(anndata.read_h5ad(path), cells) for path in snakemake.input.samples]
+        samples, warnings = keep_shared_genes(samples)
         method = snakemake.params.method
         sizes, totals = library_sizes(samples, method, snakemake.params.column)
         table = pd.DataFrame(
             {
                 "cell_id": cells.index.astype(str),
                 "sample": cells["sample"].astype(str).to_numpy(),
+                "role": cells["role"].astype(str).to_numpy(),
                 "library_size": sizes,
                 "log_offset": np.log(sizes),
             }
@@ -220,6 +254,7 @@ if __name__ == "__main__":
         by_sample = table.groupby("sample", sort=False)["library_size"]
         rows = [{"sample": name} | quantiles(part) for name, part in by_sample]
         summary = summarise(cells, sizes, totals, method)
+        summary["warnings"] = warnings + summary["warnings"]
         write_parquet(table, snakemake.output.library_size)
         write_tsv(pd.DataFrame(rows), snakemake.output.samples)
         write_json(summary, snakemake.output.summary)

@@ -250,6 +250,11 @@ def _check_header(path: str, header: list[str]) -> list[str]:
     ]
     doubled = sorted({name for name in header if name and header.count(name) > 1})
     faults += [f"{path}: column {name} stands twice; remove one" for name in doubled]
+    faults += [
+        f"{path}: column {name}: a slash in a name would make a group of it in HDF5; rename it"
+        for name in dict.fromkeys(header)
+        if "/" in name
+    ]
     if "" in header:
         faults.append(f"{path}: a column has no name; name it or remove it")
     return faults

@@ -165,6 +165,7 @@ def summarise(table: pd.DataFrame, settings: dict) -> dict:
         "bands": {
             "spearman_depth": max(SPEARMAN_BAND, 2.6 / np.sqrt(max(1, min(n, len(unflagged))))),
             "fpr": [float(low), float(high)],
+            "needed_together": max(5, int(0.05 * m)),
         },
     }
     return summary | {"warnings": calibration_warnings(summary)}
@@ -180,7 +181,7 @@ def calibration_warnings(summary: dict) -> list[str]:
             f"{n} calibration cells are too few to flag any of {m} query cells at FDR {alpha:g}; "
             f"{mend}"
         )
-    elif together > max(5, 0.05 * m):
+    elif together > summary["bands"]["needed_together"]:
         found.append(
             f"With {n} calibration cells no cell is flagged at FDR {alpha:g} unless at least "
             f"{together} of {m} query cells are odder than all of them; {mend}"

@@ -183,6 +183,13 @@ def import_counts(path: str, row: dict[str, str], feature_type: str):
         feature_type,
     )
     obs, has_role, warnings = describe_cells(adata.obs, row, path)
+    n_cells, n_left_out = adata.n_obs, int((~has_role).sum())
+    if n_left_out:
+        warnings.append(
+            f"{row['sample']}: {n_left_out} of {n_cells} cells have no role in the obs column "
+            f"{row['role'].removeprefix(FROM_OBS)!r} and were left out; write reference or query "
+            "there if they should take part"
+        )
     adata = adata if has_role.all() else adata[has_role].copy()
     adata.obs = obs
     n_by_role = obs["role"].value_counts()
@@ -190,10 +197,10 @@ def import_counts(path: str, row: dict[str, str], feature_type: str):
         "sample": row["sample"],
         "path": row["path"],
         "format": notes["format"],
-        "n_cells": adata.n_obs,
+        "n_cells": n_cells,
         "n_genes": adata.n_vars,
         "n_cells_by_role": {role: int(n_by_role.get(role, 0)) for role in ROLES},
-        "n_cells_without_role": int((~has_role).sum()),
+        "n_cells_without_role": n_left_out,
         "dropped_features": notes["dropped_features"],
         "warnings": notes["warnings"] + warnings,
     }

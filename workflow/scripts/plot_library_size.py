@@ -22,11 +22,11 @@ from job import job
 LABEL = "Library size (molecules per cell)"
 
 
-def role_of_samples(splits: pd.DataFrame) -> dict[str, str]:
+def role_of_samples(cells: pd.DataFrame) -> dict[str, str]:
     """``reference``, ``query`` or ``reference and query`` for each sample."""
-    roles = splits[splits["n_cells"] > 0].groupby("sample")["role"].agg(lambda r: sorted(set(r)))
+    roles = cells.groupby("sample")["role"].agg(lambda role: sorted(set(role)))
     return {
-        str(sample): "reference and query" if len(found) > 1 else found[0]
+        sample: "reference and query" if len(found) > 1 else found[0]
         for sample, found in roles.items()
     }
 
@@ -49,12 +49,10 @@ def _draw_pooled(ax: Axes, table: pd.DataFrame) -> None:
 
 
 @style()
-def draw(library_size: pd.DataFrame, splits: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def draw(library_size: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """One row a sample (points, quartiles, 5 to 95 %) beside the pooled histogram of each role."""
-    roles = role_of_samples(splits)
-    table = library_size[["cell_id", "sample", "library_size"]].copy()
-    table["sample"] = table["sample"].astype(str)
-    table["role"] = table["sample"].map(roles).fillna("query")
+    table = library_size[["cell_id", "sample", "library_size", "role"]].copy()
+    roles = role_of_samples(table)
     samples = list(dict.fromkeys(table["sample"]))
     height = rows_height(len(samples))
     # Beside a long list of samples the histogram keeps its shape and leaves the rest empty.
@@ -63,7 +61,7 @@ def draw(library_size: pd.DataFrame, splits: pd.DataFrame) -> tuple[Figure, pd.D
     figure, axes = new_figure(mosaic, height, **ratios)
     ax = axes["samples"]
     rows = [table.loc[table["sample"] == name, "library_size"].to_numpy() for name in samples]
-    colours = [ROLES[roles.get(name, "query")] for name in samples]
+    colours = [ROLES[roles[name]] for name in samples]
     strip_and_box(ax, rows, colours, np.random.default_rng(0))
     log_axis(ax.xaxis)
     ax.set(xlabel=LABEL, title="Each sample")
@@ -76,6 +74,5 @@ def draw(library_size: pd.DataFrame, splits: pd.DataFrame) -> tuple[Figure, pd.D
 if __name__ == "__main__":
     with job(snakemake) as log:
         sizes = pd.read_parquet(snakemake.input.library_size)
-        splits = pd.read_csv(snakemake.input.splits, sep="\t", dtype={"sample": str})
-        save_figure(*draw(sizes, splits), snakemake.output)
+        save_figure(*draw(sizes), snakemake.output)
         log.info("%d cells", len(sizes))

@@ -1,4 +1,4 @@
-"""How the report prints its tables: what each column is called, and how its values read."""
+"""The tables of the report: their rows, what each column is called, how its values read."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 NONE = "–"
+MAX_ROWS = 200  # flagged cells in the report; anomaly/cells.tsv has them all
+MAX_GENES = 6  # genes named for each of them
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ SAMPLES = (
     Column("n_flagged", "Flagged", whole),
     Column("share", "Share flagged", percent),
 )
+LOSSES = (
+    Column("sample", "Sample", text, False),
+    Column("what", "What was left out", text, False),
+    Column("n", "Number", whole),
+)
 DROPPED = (
     Column("sample", "Sample", text, False),
     Column("quantity", "Quantity", text, False),
@@ -112,7 +119,48 @@ CHANNELS = (
     Column("kind", "Kind", text, False),
     Column("what", "What it looks at", text, False),
     Column("spearman_depth", "ρ with depth", digits),
+    Column("spearman_depth_query", "ρ with depth, query cells not flagged", digits),
     Column("fpr_low_depth", "False positives, shallowest fifth", percent),
     Column("fpr_high_depth", "False positives, deepest fifth", percent),
     Column("n_leading", "Flagged cells it leads", whole),
 )
+
+
+def dropped_table(summaries: list[dict]) -> pd.DataFrame:
+    """What each limit of the quality control dropped, in each sample."""
+    rows = [
+        {"sample": summary["sample"], **limit}
+        for summary in summaries
+        if summary["stage"] == "preprocess" and summary["sample"]
+        for limit in summary.get("dropped_by", [])
+    ]
+    table = pd.DataFrame(
+        rows, columns=["sample", "quantity", "side", "limit", "origin", "n_dropped"]
+    )
+    table["side"] = table["side"].map({"lower": "below", "upper": "above"})
+    return table
+
+
+def flagged_table(query: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
+    """The flagged cells, the oddest first, each with its genes: up ↑, down ↓, the surest first.
+
+    A cell without any has the channel that leads instead.
+    """
+    flagged = query[query["is_anomaly"]].sort_values(
+        ["p_value", "score", "cell_id"], ascending=[True, False, True]
+    )
+    flagged = flagged.head(MAX_ROWS).copy()
+    hits = genes[genes["cell_id"].isin(flagged["cell_id"])].sort_values(
+        ["p_value", "gene"], kind="stable"
+    )
+    arrows = hits["direction"].map({"up": "↑", "down": "↓"}).fillna("")
+    named = (hits["gene"].astype(str) + arrows).groupby(hits["cell_id"])
+    lists = named.agg(
+        lambda names: (
+            ", ".join(names.head(MAX_GENES))
+            + (f" and {len(names) - MAX_GENES} more" if len(names) > MAX_GENES else "")
+        )
+    )
+    channel = "no single gene; " + flagged["leading_channel"].str.replace("_", " ")
+    flagged["genes"] = flagged["cell_id"].map(lists).fillna(channel)
+    return flagged

@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LIBRARY_SIZES = {
-    "total": "the total counts of all genes, before genes were selected",
-    "median_of_ratios": "the median of ratios to a reference profile over all genes "
-    "(Anders & Huber 2010)",
+    "total": "the total counts of all genes that the samples share, before genes were selected",
+    "median_of_ratios": "the median of ratios to a reference profile over all genes that the "
+    "samples share (Anders & Huber 2010)",
     "column": "a quantity given with the data",
 }
 SPLIT_BY = {"donor": "whole donors", "cell": "cells drawn at random within each sample"}
@@ -62,17 +62,28 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def describe_run(
-    config: dict, versions: dict[str, str], sources: Iterable[str], train: dict, threads: int
+    config: dict,
+    samples: dict[str, dict[str, str]],
+    versions: dict[str, str],
+    sources: Iterable[str],
+    train: dict,
 ) -> dict:
-    """What a rerun needs to know: versions, config, seeds, checksums of the inputs, hardware."""
+    """What a rerun needs to know: versions, config, seeds, checksums of the inputs, hardware.
+
+    ``samples``: the rows of the sample table; ``sources``: their files; ``train``: the summary of
+    the training, which is what threads and device matter for.
+    """
+    gene_list = _setting(config, "preprocess.select_features.gene_list")
+    paths = sorted({*map(str, sources), *filter(None, [gene_list])})
     return {
         "python": platform.python_version(),
         "packages": versions,
         "config": config,
         "seed": config.get("seed"),
-        "inputs": {str(path): checksum(path) for path in sorted(map(str, sources))},
-        "threads": threads,
-        "device": train.get("device", "cpu"),
+        "samples": samples,
+        "inputs": {str(path): checksum(path) for path in paths},
+        "threads": train["threads"],
+        "device": train["device"],
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": platform.processor(),
@@ -114,7 +125,9 @@ def _preprocessing(config: dict, stages: dict[str, dict]) -> str:
     sentences.append(
         f"Reference cells were split by {split} into training, validation "
         f"({_setting(config, 'preprocess.split.validation')}) and calibration "
-        f"({_setting(config, 'preprocess.split.calibration')}); query cells were in none of them."
+        f"({_setting(config, 'preprocess.split.calibration')}); query cells were in none of them. "
+        "The limits on cells, the choice of genes and the shared-program channel used query cells "
+        "like reference cells, without their role."
     )
     method = _setting(config, "library_size.method", "total")
     sentences.append(f"The library size of a cell was {LIBRARY_SIZES.get(method, method)}.")

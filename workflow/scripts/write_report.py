@@ -16,10 +16,13 @@ from report_tables import (
     EVIDENCE,
     FLAGGED,
     LIBRARY_SIZES,
+    LOSSES,
     NONE,
     SAMPLES,
     SPLITS,
     digits,
+    dropped_table,
+    flagged_table,
     make_table,
     percent,
     whole,
@@ -27,14 +30,8 @@ from report_tables import (
 from run_record import describe_run, package_versions, write_methods
 
 STAGES = ("import", "preprocess", "library_size", "train", "prune", "embed", "anomaly")
-MAX_ROWS = 200  # flagged cells in the report; anomaly/cells.tsv has them all
-MAX_GENES = 6  # genes named for each of them
+ALL_SAMPLES = "all samples"
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
-# Bounds outside which depth is said to matter: at a nominal 5 %, half and twice of it.
-MAX_DEPTH_SPEARMAN = 0.1
-FALSE_POSITIVE_BAND = (0.025, 0.10)
-# A run that must find more than 1 % anomalies to find any is blind to rare ones.
-MAX_NEEDED = 0.01
 # What each figure shows, in the order of the report; the name is that of its files.
 FIGURES = {
     "qc": "Total counts, genes and mitochondrial share of each cell; dropped cells and limits.",
@@ -60,6 +57,11 @@ def read_summaries(paths: Iterable[str | Path]) -> list[dict]:
         summaries.append({**content, "stage": stage, "sample": sample})
     # The samples of a stage come before the stage as a whole, as they ran.
     return sorted(summaries, key=lambda s: (STAGES.index(s["stage"]), s["sample"] == ""))
+
+
+def read_sample_table(path: str | Path) -> pd.DataFrame:
+    """A table with a column of samples, of which one may be called NA or null."""
+    return pd.read_csv(path, sep="\t", dtype={"sample": str}, keep_default_na=False)
 
 
 def of_stage(summaries: list[dict], stage: str) -> dict:
@@ -99,73 +101,87 @@ def samples_table(summaries: list[dict], query: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def dropped_table(summaries: list[dict]) -> pd.DataFrame:
-    """What each limit of the quality control dropped, in each sample."""
-    rows = [
-        {"sample": summary["sample"], **limit}
-        for summary in summaries
-        if summary["stage"] == "preprocess" and summary["sample"]
-        for limit in summary.get("dropped_by", [])
+def losses_table(summaries: list[dict]) -> pd.DataFrame:
+    """What was left out between the files and the matrix: cells and genes, not by quality."""
+    rows = []
+    for summary in summaries:
+        if summary["stage"] == "import":
+            found = {f"features: {k}": n for k, n in summary.get("dropped_features", {}).items()}
+            found["cells without a role"] = summary.get("n_cells_without_role", 0)
+            rows += [(summary["sample"], what, n) for what, n in found.items()]
+    joined = of_stage(summaries, "preprocess")
+    for sample, n in joined.get("n_genes_lost_in_join", {}).items():
+        rows.append((sample, "genes that another sample lacks", n))
+    rows += [
+        (ALL_SAMPLES, "genes in too few cells", joined.get("n_genes_in_too_few_cells", 0)),
+        (
+            ALL_SAMPLES,
+            "cells without a count in the genes left",
+            joined.get("n_empty_cells_dropped", 0),
+        ),
     ]
-    table = pd.DataFrame(
-        rows, columns=["sample", "quantity", "side", "limit", "origin", "n_dropped"]
-    )
-    table["side"] = table["side"].map({"lower": "below", "upper": "above"})
-    return table
+    return pd.DataFrame([row for row in rows if row[2]], columns=["sample", "what", "n"])
 
 
-def flagged_table(query: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
-    """The flagged cells, the oddest first, each with its genes: up ↑, down ↓, the surest first."""
-    flagged = query[query["is_anomaly"]].sort_values(
-        ["p_value", "score", "cell_id"], ascending=[True, False, True]
+def describe_selection(preprocess: dict) -> str:
+    """How many genes the model sees, and what chose them."""
+    by = preprocess.get("selected_by", {})
+    counts = {
+        f"by variability ({preprocess.get('method', '')})": by.get("variable", 0),
+        "by the gene list": by.get("list", 0),
+        "by both": by.get("variable, list", 0),
+    }
+    parts = ", ".join(f"{whole(n)} {how}" for how, n in counts.items() if n)
+    return (
+        f"{whole(preprocess['n_selected'])} of {whole(preprocess['n_genes'])} genes were selected "
+        f"for the model: {parts}."
     )
-    flagged = flagged.head(MAX_ROWS).copy()
-    hits = genes[genes["cell_id"].isin(flagged["cell_id"])].sort_values(
-        ["p_value", "gene"], kind="stable"
-    )
-    arrows = hits["direction"].map({"up": "↑", "down": "↓"}).fillna("")
-    named = (hits["gene"].astype(str) + arrows).groupby(hits["cell_id"])
-    lists = named.agg(
-        lambda names: (
-            ", ".join(names.head(MAX_GENES))
-            + (f" and {len(names) - MAX_GENES} more" if len(names) > MAX_GENES else "")
-        )
-    )
-    flagged["genes"] = flagged["cell_id"].map(lists)
-    return flagged
 
 
-def judge(anomaly: dict, n_query: int) -> list[dict]:
-    """What speaks for and against the p-values: a number, whether it is sound, how to read it."""
-    checks = []
-    if anomaly.get("smallest_p") is not None:
-        needed = anomaly["alpha"] / max(n_query, 1)
-        enough = max(1, int(-(-anomaly["smallest_p"] // needed)))
-        checks.append({
-            "name": "Smallest possible p-value", "value": digits(anomaly["smallest_p"]),
-            "is_sound": anomaly.get("n_anomalies", 0) > 0 or enough <= max(1, MAX_NEEDED * n_query),
-            "reading": f"1 / (calibration cells + 1). With it, at least {enough:,} of the "
-            f"{n_query:,} query cells must be as odd as can be before any is flagged.",
-        })  # fmt: skip
-    if anomaly.get("spearman_depth") is not None:
-        rho = anomaly["spearman_depth"]
-        checks.append({
-            "name": "Score against depth", "value": f"ρ = {rho:.2f}",
-            "is_sound": abs(rho) <= MAX_DEPTH_SPEARMAN,
-            "reading": "Spearman correlation of score and library size; near 0, a cell is not "
-            f"odd for being deep or shallow (sound within ±{MAX_DEPTH_SPEARMAN}).",
-        })  # fmt: skip
-    rates = [rate for rate in anomaly.get("fpr_by_depth_fifth", []) if rate is not None]
-    if rates:
-        low, high = FALSE_POSITIVE_BAND
-        checks.append({
+def judge(anomaly: dict) -> list[dict]:
+    """What speaks for and against the p-values: a number, whether it is sound, how to read it.
+
+    ``anomaly``: the summary of the anomaly stage, which brings the bands that its numbers should
+    lie in.
+    """
+    needed, n_query = anomaly["needed_together"], anomaly["n_query"]
+    reading = (
+        f"With it, at least {needed:,} of the {n_query:,} query cells must be as odd as can be "
+        "before any is flagged."
+        if needed <= n_query
+        else f"With it, none can be flagged: {needed:,} query cells would have to be as odd as can "
+        f"be, and there are {n_query:,}."
+    )
+    band = anomaly["bands"]["spearman_depth"]
+    low, high = anomaly["bands"]["fpr"]
+    rates = anomaly["fpr_by_depth_fifth"]
+    return [
+        {
+            "name": "Smallest possible p-value",
+            "value": digits(anomaly["smallest_p"]),
+            "is_sound": needed <= anomaly["bands"]["needed_together"],
+            "reading": f"1 / (calibration cells + 1). {reading}",
+        },
+        _judge_depth("calibration cells", anomaly["spearman_depth"], band),
+        _judge_depth("query cells not flagged", anomaly["spearman_depth_query"], band),
+        {
             "name": "False positives by depth",
             "value": f"{percent(min(rates))} to {percent(max(rates))}",
             "is_sound": low <= min(rates) and max(rates) <= high,
             "reading": "Calibration cells with p ≤ 5 % in the fifths of library size; all "
             f"should be near 5 % (sound from {percent(low)} to {percent(high)}).",
-        })  # fmt: skip
-    return checks
+        },
+    ]
+
+
+def _judge_depth(cells: str, rho: float, band: float) -> dict:
+    return {
+        "name": f"Score against depth, {cells}",
+        "value": f"ρ = {rho:.2f}",
+        "is_sound": abs(rho) <= band,
+        "reading": "Spearman correlation of score and library size; near 0, a cell is not odd for "
+        f"being deep or shallow (sound within ±{band:.2g}).",
+    }
 
 
 def embed_figure(path: str | Path) -> str:
@@ -205,7 +221,7 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
         "smallest_q": digits(query["q_value"].min()) if len(query) else NONE,
         "alpha": percent(anomaly["alpha"]),
         "n_false": digits(anomaly["alpha"] * query["is_anomaly"].sum()),
-        "checks": judge(anomaly, len(query)),
+        "checks": judge(anomaly),
         "warnings": collect_warnings(summaries),
         "figures": {
             name: {"source": embed_figure(by_name[name]), "text": caption}
@@ -213,6 +229,8 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
             if name in by_name
         },
         "samples": make_table(samples_table(summaries, query), SAMPLES),
+        "losses": make_table(losses_table(summaries), LOSSES),
+        "selection": describe_selection(of_stage(summaries, "preprocess")),
         "dropped": make_table(dropped_table(summaries), DROPPED),
         "splits": make_table(tables["splits"], SPLITS),
         "library_sizes": make_table(tables["samples_library"], LIBRARY_SIZES),
@@ -245,10 +263,8 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         files, config = snakemake.input, snakemake.params.config
         tables = {name: pd.read_parquet(files[name]) for name in ("cells", "genes", "evidence")}
-        tables |= {
-            name: pd.read_csv(files[name], sep="\t", dtype={"sample": str})
-            for name in ("elbo", "channels", "splits", "samples_library")
-        }
+        tables |= {name: read_sample_table(files[name]) for name in ("splits", "samples_library")}
+        tables |= {name: pd.read_csv(files[name], sep="\t") for name in ("elbo", "channels")}
         summaries = read_summaries(files.summaries)
         versions = package_versions(snakemake.params.versions)
         content = report_content(tables, summaries, files.figures)
@@ -259,7 +275,11 @@ if __name__ == "__main__":
         _write_text(render(template, content), snakemake.output.report)
         _write_text(write_methods(config, summaries), snakemake.output.methods)
         record = describe_run(
-            config, versions, files.sources, of_stage(summaries, "train"), snakemake.threads
+            config,
+            snakemake.params.samples,
+            versions,
+            files.sources,
+            of_stage(summaries, "train"),
         )
         write_json(record, snakemake.output.run)
         log.info("%d of %d query cells flagged", content["n_flagged"], content["n_query"])
