@@ -220,14 +220,15 @@ def dependent_channels(rng, n):
 
 def combined(channels, is_calibration):
     """Each channel a kind of its own."""
-    return combine_channels(channels, {name: name for name in channels}, is_calibration)
+    kinds = {name: name for name in channels}
+    return combine_channels(channels, kinds, is_calibration, np.zeros(len(is_calibration)))
 
 
 def test_channels_of_a_kind_are_averaged_and_have_one_vote(rng):
     is_calibration = np.arange(150) < 100
     a, b, c = rng.standard_normal((3, 150))
     kinds = {"a": "one", "b": "one", "c": "other"}
-    verdict = combine_channels({"a": a, "b": b, "c": c}, kinds, is_calibration)
+    verdict = combine_channels({"a": a, "b": b, "c": c}, kinds, is_calibration, np.zeros(150))
     averaged = combined({"mean": (a + b) / 2, "c": c}, is_calibration)
     np.testing.assert_array_equal(verdict.p_value, averaged.p_value)
     assert set(verdict.p_channel) == {"a", "b", "c"}
@@ -290,6 +291,21 @@ def test_query_p_values_are_uniform_although_channels_are_dependent(rng):
         assert binomtest(below, len(p), t, alternative="greater").pvalue > 1e-3, "not valid"
         # At most one rank is given away, as a calibration cell is ranked without the query cell.
         assert binomtest(below, len(p), t - 1.5 / 60, alternative="less").pvalue > 1e-3, "wasteful"
+
+
+def test_a_tail_that_is_longer_at_one_depth_does_not_make_it_odd(rng):
+    """Mean 0 and spread 1 at every depth, but skewed in shallow cells: most of those look usual."""
+    depth, is_calibration = rng.normal(8, 0.6, 6000), np.arange(6000) < 3000
+    skewed = (rng.chisquare(1, (4, 6000)) - 1) / np.sqrt(2)
+    scores = np.where(depth < 8, skewed, rng.standard_normal((4, 6000)))
+    channels = dict(zip("abcd", scores, strict=True))
+    verdict = combine_channels(channels, {name: name for name in channels}, is_calibration, depth)
+    query = ~is_calibration
+    naive = combined(channels, is_calibration).score[query]
+    before = abs(spearmanr(naive, depth[query]).statistic)
+    after = abs(spearmanr(verdict.score[query], depth[query]).statistic)
+    assert before > 0.1
+    assert after < 0.6 * before
 
 
 def test_a_shifted_group_is_found_by_the_channel_that_sees_it(rng):

@@ -229,7 +229,7 @@ def test_false_positives_are_counted_in_fifths_of_the_depth():
 
 
 def judged(channels, query, depth):
-    table = judge_cells(channels, query, 0.1)
+    table = judge_cells(channels, query, depth, 0.1)
     return table.assign(split=np.where(query, "query", "calibration"), library_size=np.exp(depth))
 
 

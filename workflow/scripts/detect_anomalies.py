@@ -76,14 +76,16 @@ def false_positives_by_depth(p: np.ndarray, depth: np.ndarray) -> list[float]:
     return [float((p[cells] <= NOMINAL).mean()) for cells in fifths]
 
 
-def judge_cells(channels: dict[str, np.ndarray], query: np.ndarray, alpha: float) -> pd.DataFrame:
+def judge_cells(
+    channels: dict[str, np.ndarray], query: np.ndarray, log_depth: np.ndarray, alpha: float
+) -> pd.DataFrame:
     """The verdict on calibration and query cells from their standardised channels (cells,).
 
     Columns: score, p_value, q_value (query cells only, Benjamini-Hochberg), is_anomaly
     (q_value <= alpha), leading_channel of a flagged cell ("" of others), z_ and p_ of each channel.
     """
     kinds = {name: CHANNELS[name][0] for name in channels}
-    verdict = anomaly.combine_channels(channels, kinds, ~query)
+    verdict = anomaly.combine_channels(channels, kinds, ~query, log_depth)
     q_value = np.full(len(query), np.nan)
     q_value[query] = false_discovery_control(verdict.p_value[query], method="bh")
     flagged = np.nan_to_num(q_value, nan=1.0) <= alpha
@@ -227,6 +229,7 @@ if __name__ == "__main__":
         verdict = judge_cells(
             {name: score[ranked] for name, score in standardised.items()},
             split[ranked] == "query",
+            np.log(cells.size[scored]),
             settings["alpha"],
         )
         reconstruction, kl = elbo_parts(model, cells.model_data(scored), device)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+from scipy import special
 from scipy.linalg import eigh
 
 from omics_vae.likelihoods import SMALLEST_P, nb_deviance, nb_two_sided_p
@@ -180,17 +181,22 @@ def cauchy_combination(p: np.ndarray) -> np.ndarray:
 class Verdict:
     """Combined evidence of calibration and query cells; ``p_*`` one entry a channel."""
 
-    score: np.ndarray  # (cells,) -log10 of the combined p, before the final calibration
+    score: np.ndarray  # (cells,) combined evidence, in SDs above what is normal at the depth
     p_value: np.ndarray  # (cells,) conformal
     p_channel: dict[str, np.ndarray]
 
 
 def combine_channels(
-    channels: dict[str, np.ndarray], kinds: dict[str, str], is_calibration: np.ndarray
+    channels: dict[str, np.ndarray],
+    kinds: dict[str, str],
+    is_calibration: np.ndarray,
+    log_depth: np.ndarray,
 ) -> Verdict:
     """Channels -> mean of each kind -> p-values -> Cauchy combination -> conformal p-value.
 
-    ``channels``: standardised scores (cells,); ``kinds``: the kind of each. The combination of
+    ``channels``: standardised scores (cells,); ``kinds``: the kind of each; ``log_depth`` (cells,).
+    Channels that are each free of depth in mean and spread can still meet more often at one depth
+    than at another, so the combination, as log-odds, is standardised once more. The combination of
     dependent p-values is only approximately one itself; ranking it among the calibration cells'
     combinations makes it exact again.
     """
@@ -203,8 +209,9 @@ def combine_channels(
     # channel; it counts as the least odd calibration cell.
     n = int(is_calibration.sum())
     p = np.minimum(np.stack(p_kind), n / (n + 1.0))
-    combined = cauchy_combination(p)
-    score = -np.log10(np.maximum(combined, SMALLEST_P))
+    log_odds = -special.logit(np.maximum(cauchy_combination(p), SMALLEST_P))
+    standard = DepthStandard.fit(log_odds[is_calibration], log_depth[is_calibration])
+    score = standard.apply(log_odds, log_depth)
     return Verdict(score, _ranked(score, is_calibration), p_channel)
 
 
