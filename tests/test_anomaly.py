@@ -21,6 +21,7 @@ from omics_vae.anomaly import (
     cauchy_combination,
     combine_channels,
     conformal_p,
+    depth_line,
     nb_surprise,
     pearson_residuals,
     pooled_rates,
@@ -302,6 +303,8 @@ def test_a_tail_that_is_longer_at_one_depth_does_not_make_it_odd(rng):
     verdict = combine_channels(channels, {name: name for name in channels}, is_calibration, depth)
     query = ~is_calibration
     naive = combined(channels, is_calibration).score[query]
+    line = depth_line(verdict.score[is_calibration], depth[is_calibration])
+    assert abs(line(9.0) - line(7.0)) < 1e-9
     before = abs(spearmanr(naive, depth[query]).statistic)
     after = abs(spearmanr(verdict.score[query], depth[query]).statistic)
     assert before > 0.1

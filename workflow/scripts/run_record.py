@@ -173,7 +173,7 @@ def _anomalies(stages: dict[str, dict]) -> str:
         f"position and its genes ({', '.join(found['channels']).replace('_', ' ')}), each "
         "standardised against log library size on validation and calibration cells; scores of a "
         "kind were averaged, the kinds ranked among the calibration cells and combined (Liu & Xie "
-        "2020), and the combined score, standardised against log library size once more, turned into a "
+        "2020), and the combined score, less its line in log library size, turned into a "
         f"conformal p-value against {found['n_calibration']} calibration cells that the model "
         "had not seen (Bates et al. 2023). Cells were flagged at a false discovery rate of "
         f"{found['alpha']} (Benjamini & Hochberg 1995) across {found['n_query']} query cells: "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from scipy import special
+from numpy.polynomial import Polynomial
 from scipy.linalg import eigh
 
 from omics_vae.likelihoods import SMALLEST_P, nb_deviance, nb_two_sided_p
@@ -144,6 +144,12 @@ class DepthStandard:
         return (score - np.vander(depth, 3) @ self.mean_coefficients) / spread
 
 
+def depth_line(score: np.ndarray, log_depth: np.ndarray) -> Polynomial:
+    """The straight line in log depth that fits the scores of normal cells (least squares)."""
+    degree = 1 if np.ptp(log_depth) > 0 else 0
+    return Polynomial.fit(log_depth, score, degree)
+
+
 def conformal_p(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
     """p-value of each score: its rank among the calibration scores, larger is odder.
 
@@ -181,7 +187,7 @@ def cauchy_combination(p: np.ndarray) -> np.ndarray:
 class Verdict:
     """Combined evidence of calibration and query cells; ``p_*`` one entry a channel."""
 
-    score: np.ndarray  # (cells,) combined evidence, in SDs above what is normal at the depth
+    score: np.ndarray  # (cells,) -log10 of the combined p, less what is normal at the depth
     p_value: np.ndarray  # (cells,) conformal
     p_channel: dict[str, np.ndarray]
 
@@ -196,7 +202,7 @@ def combine_channels(
 
     ``channels``: standardised scores (cells,); ``kinds``: the kind of each; ``log_depth`` (cells,).
     Channels that are each free of depth in mean and spread can still meet more often at one depth
-    than at another, so the combination, as log-odds, is standardised once more. The combination of
+    than at another, so a line in log depth is taken off the combination. The combination of
     dependent p-values is only approximately one itself; ranking it among the calibration cells'
     combinations makes it exact again.
     """
@@ -209,9 +215,8 @@ def combine_channels(
     # channel; it counts as the least odd calibration cell.
     n = int(is_calibration.sum())
     p = np.minimum(np.stack(p_kind), n / (n + 1.0))
-    log_odds = -special.logit(np.maximum(cauchy_combination(p), SMALLEST_P))
-    standard = DepthStandard.fit(log_odds[is_calibration], log_depth[is_calibration])
-    score = standard.apply(log_odds, log_depth)
+    combined = -np.log10(np.maximum(cauchy_combination(p), SMALLEST_P))
+    score = combined - depth_line(combined[is_calibration], log_depth[is_calibration])(log_depth)
     return Verdict(score, _ranked(score, is_calibration), p_channel)
 
 
