@@ -99,7 +99,10 @@ TRAIN = {
     "min_improvement": 0.05,
     "checkpoint_seconds": 0,
 }
-PRUNE = {"min_kl": 0.05, "min_ablation": 0.05, "fine_tune_steps": 20}
+PRUNE = {
+    **{"min_kl": 0.05, "min_ablation": 0.05},
+    **{"fine_tune_steps": 20, "fine_tune_learning_rate": 1e-4},
+}
 
 
 def small_run(folder: Path, spike: bool = False) -> dict:

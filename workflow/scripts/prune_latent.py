@@ -1,6 +1,5 @@
 """Judge the latent dimensions on held-out cells, cut the model, fine-tune it, judge again."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +96,13 @@ if __name__ == "__main__":
         rows = [elbo_row("trained", held_out_elbo(model, validation, device, EVIDENCE_DRAWS))]
         model = cut_model(model, kept, evidence.centre)
         rows.append(elbo_row("cut", held_out_elbo(model, validation, device, EVIDENCE_DRAWS)))
-        training = {**params.training, "kl_warmup_steps": 0}
-        plan = replace(training_plan(training, params.seed), max_steps=settings["fine_tune_steps"])
+        training = {
+            **params.training,
+            "kl_warmup_steps": 0,
+            "max_steps": settings["fine_tune_steps"],
+            "learning_rate": settings["fine_tune_learning_rate"],
+        }
+        plan = training_plan(training, params.seed)
         progress = run_training(model, inputs, plan, device, params, log, "prune_latent")
         rows.append(
             elbo_row("fine-tuned", held_out_elbo(model, validation, device, EVIDENCE_DRAWS))
