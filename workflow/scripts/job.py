@@ -59,7 +59,7 @@ def job(snakemake) -> Iterator[logging.Logger]:
 
 
 def _stop(log: logging.Logger, message: str) -> None:
-    """One line to the log (the profile shows failed logs) and the exit code that means failure."""
+    """One line to the log (the Snakefile prints it when the run ends) and the code of failure."""
     log.error(" ".join(message.split()))
     sys.exit(1)
 
