@@ -35,20 +35,19 @@ def read_source(path):
         return None
 
 
+@cache
 def code(script, *extra):
     """Hash of a script, of all module files it imports, and of extra files it reads.
 
     Snakemake does not see an edit in an imported module. This hash stands in the rule's params, so
     an edit reruns exactly the rules that depend on it, and a touch or a git checkout reruns none.
     """
-    if (script, *extra) not in _hashes:
-        digest = sha256()
-        for path in sorted(import_closure(script, read_source)):
-            digest.update(read_source(path).encode())
-        for path in extra:
-            digest.update(Path(source(path)).read_bytes())
-        _hashes[(script, *extra)] = digest.hexdigest()[:16]
-    return _hashes[(script, *extra)]
+    digest = sha256()
+    for path in sorted(import_closure(script, read_source)):
+        digest.update(read_source(path).encode())
+    for path in extra:
+        digest.update(Path(source(path)).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def logs(rule, name=""):
@@ -98,7 +97,6 @@ def last_words(run, since):
 
 
 STARTED = time.time()
-_hashes = {}
 import_closure = load_script("import_closure").import_closure
 configuration = load_script("configuration")
 try:

@@ -36,14 +36,12 @@ def gene_hits(model: VAE, cells: Cells, flagged: np.ndarray, alpha: float, devic
     """
     data, theta = cells.model_data(flagged), np.full(len(cells.genes), anomaly.POOLED_THETA)
     theta[cells.in_model] = dispersion(model)
-    seen = cells.of("train", "validation")
-    rates = anomaly.pooled_rates(cells.counts[seen], cells.size[seen])
     null = np.full(len(cells.genes), "pooled", dtype=object)
     null[cells.in_model] = "model"
     tables = [pd.DataFrame(columns=GENE_COLUMNS)]
     for chunk, mu in expected_counts(model, cells.latent[flagged], data.log_offset, device):
         rows = flagged[chunk]
-        expected = cells.size[rows][:, None] * rates
+        expected = cells.size[rows][:, None] * cells.pooled_rates
         expected[:, cells.in_model] = mu
         observed = cells.counts[rows].toarray().astype(np.float64)
         p = np.exp(-anomaly.nb_surprise(observed, expected, theta))

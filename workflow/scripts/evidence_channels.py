@@ -1,6 +1,7 @@
 """The channels of evidence of each cell, from the model's residuals and the latent space."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import anndata as ad
 import numpy as np
@@ -54,6 +55,12 @@ class Cells:
         """Positions of the cells of some splits."""
         return np.flatnonzero(np.isin(self.split, splits))
 
+    @cached_property
+    def pooled_rates(self) -> np.ndarray:
+        """Counts of each gene per unit of library size in the cells the model was made with."""
+        seen = self.of("train", "validation")
+        return anomaly.pooled_rates(self.counts[seen], self.size[seen])
+
     def model_data(self, cells: np.ndarray) -> CountData:
         """Counts of some cells in the model's genes."""
         return CountData(self.counts[cells][:, self.in_model], np.log(self.size[cells]))
@@ -97,12 +104,11 @@ def raw_channels(
     place = cells.latent[scored]
     channels["latent_density"] = mixture_surprise(train, validation, place, seed)
     channels["latent_distance"] = neighbour_distance(train, place)
-    seen = cells.of("train", "validation")
     unseen = anomaly.unseen_genes_channel(
         cells.counts[scored],
         cells.size[scored],
-        anomaly.pooled_rates(cells.counts[seen], cells.size[seen]),
-        float(np.median(cells.size[seen])),
+        cells.pooled_rates,
+        float(np.median(cells.size[cells.of("train", "validation")])),
     )
     return channels if unseen is None else channels | {"unseen_genes": unseen}
 

@@ -99,10 +99,8 @@ def train(
     if progress is None:
         progress = Progress()
         if plan.beta(0) == 1.0:  # fine-tuning: the start is a model to beat
-            progress.best_step, progress.best_elbo = (
-                0,
-                held_out_elbo(model, validation, device).elbo,
-            )
+            progress.best_step = 0
+            progress.best_elbo = held_out_elbo(model, validation, device).elbo
     written = time.monotonic()
     while not progress.stopped_by:
         _step(model, optimizer, training, batches, plan, progress, device)
