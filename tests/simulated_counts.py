@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from omics_vae.data import CountData
+from omics_vae.initialisation import start_from
 from omics_vae.model import VAE, Architecture
 
 CPU = torch.device("cpu")
@@ -52,11 +53,13 @@ def simulate(
     return Simulated(sp.csr_matrix(x.astype(np.int32)), size, z, mu, theta)
 
 
-def small_model(data: CountData, n_latent: int = 3, n_hidden: int = 16, dropout: float = 0.1):
+def small_model(
+    data: CountData, n_latent: int = 3, n_hidden: int = 16, dropout: float = 0.1, **architecture
+) -> VAE:
     """A VAE for ``data``, started from it; the same weights at every call."""
     torch.manual_seed(11)
-    model = VAE(Architecture(data.counts.shape[1], n_latent, n_hidden, dropout))
-    model.start_from(data)
+    model = VAE(Architecture(data.counts.shape[1], n_latent, n_hidden, dropout, **architecture))
+    start_from(model, data)
     return model
 
 
@@ -86,13 +89,29 @@ def write_run(folder: Path, simulated: Simulated, split: np.ndarray, selected: n
 SPLITS = {"train": 200, "validation": 60, "calibration": 100, "query": 60}
 N_GENES, N_SELECTED = 60, 40
 TRAIN = {
+    "likelihood": "nb",
+    "dispersion": "gene",
+    "gaussian_variance": None,
+    "library_size": "observed",
+    "decoder": "softmax",
     "n_latent": 4,
     "n_hidden": 16,
+    "n_layers": 1,
+    "normalization": "layer",
     "dropout": 0.1,
+    "skip": "none",
+    "prior": "normal",
+    "prior_components": 4,
+    "covariates": [],
+    "encode_covariates": False,
     "batch_size": 64,
     "learning_rate": 0.005,
     "weight_decay": 20.0,
+    "beta": 1.0,
+    "kl_warmup": "linear",
     "kl_warmup_steps": 20,
+    "kl_cycles": 4,
+    "free_bits": 0.0,
     "max_steps": 80,
     "validation_interval": 10,
     "patience": 4,

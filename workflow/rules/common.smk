@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from functools import cache
@@ -60,6 +61,19 @@ def times(rule, name=""):
     return f"{RUN}/benchmarks/{rule}/{name}.jsonl" if name else f"{RUN}/benchmarks/{rule}.jsonl"
 
 
+def seed_of(fit):
+    """The seed in the name of a fit."""
+    return int(fit.removeprefix("seed").split("-")[0])
+
+
+def settings_of(fit):
+    """config ``train`` with what the name of a fit changes."""
+    changed = {"beta": BETAS[fit]} if fit in BETAS else {}
+    if fit in CANDIDATES:
+        changed["likelihood"] = CANDIDATES[fit]
+    return config["train"] | changed
+
+
 def closing_words(run, summaries):
     """What was found and where to look, for the end of a run; nothing if only a part was made."""
     summary = Path(run, "anomaly", "summary.json")
@@ -105,16 +119,26 @@ try:
     SAMPLES = configuration.read_samples(
         config["samples"], made_here={EXAMPLE}, bundled=source("example/samples.tsv")
     )
+    configuration.check_covariates(config, SAMPLES)
     configuration.check_files(config)
 except configuration.ConfigurationError as error:
     raise WorkflowError(str(error)) from None
 
 RUN = f"results/{config['run']}"
+# A fit is one trained model: FIT is the one that is reported, the others stand beside it and change
+# what their name says. With likelihood: auto, FIT is the best of its candidates.
 FIT = f"seed{config['seed']}"
+SEEDS = [config["seed"] + i for i in range(config["stability"]["n_seeds"])]
+OTHER_SEEDS = [f"seed{seed}" for seed in SEEDS[1:]]
+BETAS = {f"{FIT}-beta{beta:g}": beta for beta in config["rate_distortion"]["betas"]}
+BETAS = {fit: beta for fit, beta in BETAS.items() if beta != config["train"]["beta"]}
+IS_AUTO = config["train"]["likelihood"] == "auto"
+CANDIDATES = {f"{FIT}-{name}": name for name in ("nb", "zinb", "poisson")} if IS_AUTO else {}
+TRAINED = [*OTHER_SEEDS, *BETAS, *(CANDIDATES or [FIT])]
 # One job at a time on a GPU (the profile grants one); none is asked for where the user wants a CPU.
 GPU = 0 if config["device"] == "cpu" else 1
 
 
 wildcard_constraints:
     sample=r"[A-Za-z0-9][A-Za-z0-9_.-]*",
-    fit=r"seed\d+",
+    fit=r"seed\d+(-[a-z]+[0-9.e+-]*)?",

@@ -10,6 +10,8 @@ OUTPUTS
     results/<run>/prune/<fit>/elbo.tsv                        held-out ELBO: trained, cut, fine-tuned
     results/<run>/prune/<fit>/history.parquet, summary.json
     results/<run>/embed/<fit>/latent.parquet, umap.parquet    posterior of every cell; a map of it
+    results/<run>/evidence/cells.parquet, groups.tsv,
+        summary.json                                          log p(x), amortization gap a cell
 """
 
 
@@ -39,7 +41,7 @@ rule prune_latent:
     params:
         settings=config["prune"],
         training=config["train"],
-        seed=lambda wildcards: int(wildcards.fit.removeprefix("seed")),
+        seed=lambda wildcards: seed_of(wildcards.fit),
         device=config["device"],
         checkpoint=f"{RUN}/prune/{{fit}}/checkpoint.safetensors",
         code=code("prune_latent.py"),
@@ -65,6 +67,8 @@ rule embed_cells:
     resources:
         gpu=GPU,
     params:
+        refine=config["refine"],
+        seed=lambda wildcards: seed_of(wildcards.fit),
         device=config["device"],
         code=code("embed_cells.py"),
     script:
@@ -88,3 +92,32 @@ rule compute_umap:
         code=code("compute_umap.py"),
     script:
         "../scripts/compute_umap.py"
+
+
+rule measure_evidence:
+    input:
+        weights=f"{RUN}/prune/{FIT}/model.safetensors",
+        description=f"{RUN}/prune/{FIT}/model.json",
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        library_size=f"{RUN}/library_size/library_size.parquet",
+    output:
+        cells=f"{RUN}/evidence/cells.parquet",
+        groups=f"{RUN}/evidence/groups.tsv",
+        summary=f"{RUN}/evidence/summary.json",
+    log:
+        logs("measure_evidence"),
+    benchmark:
+        times("measure_evidence")
+    conda:
+        "../../envs/anomics.yaml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        evidence=config["evidence"],
+        refine=config["refine"],
+        seed=config["seed"],
+        device=config["device"],
+        code=code("measure_evidence.py"),
+    script:
+        "../scripts/measure_evidence.py"

@@ -9,6 +9,11 @@ OUTPUTS
 """
 
 FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies"]
+FIGURES += ["rate_distortion"] if BETAS else []
+# Made only where the config asks for them: [path] or none.
+COMPARISON = [f"{RUN}/likelihood/comparison.tsv"] if IS_AUTO else []
+CURVE = [f"{RUN}/rate_distortion/curve.tsv"] if BETAS else []
+PAIRS = [f"{RUN}/stability/pairs.tsv"] if OTHER_SEEDS else []
 # What every stage says of itself, warnings included.
 SUMMARIES = [
     *expand(f"{RUN}/import/{{sample}}.summary.json", sample=SAMPLES),
@@ -17,7 +22,11 @@ SUMMARIES = [
     f"{RUN}/library_size/summary.json",
     f"{RUN}/train/{FIT}/summary.json",
     f"{RUN}/prune/{FIT}/summary.json",
+    f"{RUN}/evidence/summary.json",
     f"{RUN}/anomaly/summary.json",
+    *(path.replace("comparison.tsv", "summary.json") for path in COMPARISON),
+    *(path.replace("curve.tsv", "summary.json") for path in CURVE),
+    *(path.replace("pairs.tsv", "summary.json") for path in PAIRS),
 ]
 # Printed in the report: what a number may depend on.
 VERSIONS = "snakemake torch scanpy anndata numpy scipy pandas scikit-learn scikit-misc umap-learn"
@@ -181,6 +190,34 @@ rule plot_anomalies:
         "../scripts/plot_anomalies.py"
 
 
+if BETAS:
+
+    rule plot_rate_distortion:
+        input:
+            curve=f"{RUN}/rate_distortion/curve.tsv",
+            summary=f"{RUN}/rate_distortion/summary.json",
+        output:
+            pdf=f"{RUN}/figures/rate_distortion.pdf",
+            svg=f"{RUN}/figures/rate_distortion.svg",
+            png=report(
+                f"{RUN}/figures/rate_distortion.png",
+                caption="../report/rate_distortion.rst",
+                category="Model",
+                labels={"figure": "Rate and distortion"},
+            ),
+            table=f"{RUN}/figures/rate_distortion.tsv",
+        log:
+            logs("plot_rate_distortion"),
+        benchmark:
+            times("plot_rate_distortion")
+        conda:
+            "../../envs/anomics.yaml"
+        params:
+            code=code("plot_rate_distortion.py"),
+        script:
+            "../scripts/plot_rate_distortion.py"
+
+
 rule annotate_counts:
     input:
         counts=f"{RUN}/preprocess/counts.h5ad",
@@ -212,6 +249,10 @@ rule write_report:
         samples_library=f"{RUN}/library_size/samples.tsv",
         evidence=f"{RUN}/prune/{FIT}/evidence.parquet",
         elbo=f"{RUN}/prune/{FIT}/elbo.tsv",
+        gaps=f"{RUN}/evidence/groups.tsv",
+        comparison=COMPARISON,
+        curve=CURVE,
+        pairs=PAIRS,
         channels=f"{RUN}/anomaly/channels.tsv",
         cells=f"{RUN}/anomaly/cells.parquet",
         genes=f"{RUN}/anomaly/genes.parquet",

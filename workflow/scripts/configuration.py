@@ -26,6 +26,7 @@ TYPES = {
     "string": "text",
     "boolean": "true or false",
     "object": "a section with keys under it",
+    "array": "a list, as [a, b]",
     "null": "null",
 }
 
@@ -114,6 +115,7 @@ def _explain(where: str, error, homes: dict[str, str]) -> list[str]:
         "maximum": lambda v: f"must be at most {v}",
         "exclusiveMinimum": lambda v: f"must be larger than {v}",
         "exclusiveMaximum": lambda v: f"must be smaller than {v}",
+        "uniqueItems": lambda v: "must not name a thing twice",
     }[error.validator](error.validator_value)
     hint = ""
     if error.validator == "type":
@@ -159,7 +161,8 @@ def _contradictions(config: dict) -> list[str]:
     """Settings that are each possible and together are not."""
     faults = []
     train, split = config["train"], config["preprocess"]["split"]
-    if train["kl_warmup_steps"] >= train["max_steps"]:
+    faults += _contradictions_of_model(train)
+    if train["kl_warmup"] != "constant" and train["kl_warmup_steps"] >= train["max_steps"]:
         faults.append(
             f"config: train.kl_warmup_steps: the warm-up ({train['kl_warmup_steps']} steps) would "
             f"end after training ({train['max_steps']}); lower it or raise train.max_steps"
@@ -184,6 +187,50 @@ def _contradictions(config: dict) -> list[str]:
                 "no cell could pass"
             )
     return faults
+
+
+def _contradictions_of_model(train: dict) -> list[str]:
+    """Choices of the model that do not go together."""
+    counts, theta = train["likelihood"] != "gaussian", train["likelihood"] in ("nb", "zinb", "auto")
+    pairs = (
+        (
+            train["dispersion"] != "gene" and not theta,
+            f"dispersion: {train['dispersion']}: only nb and zinb have a dispersion; set it to "
+            f"gene or change train.likelihood ({train['likelihood']})",
+        ),
+        (
+            train["gaussian_variance"] is not None and counts,
+            "gaussian_variance: only likelihood: gaussian has one; set it to null",
+        ),
+        (
+            train["library_size"] == "latent" and not counts,
+            "library_size: latent: a Gaussian models counts at a common depth and has no library "
+            "size; set it to observed",
+        ),
+        (
+            train["decoder"] == "free" and not counts,
+            "decoder: free: a Gaussian's mean is free by itself; set it to softmax, the default",
+        ),
+        (
+            train["skip"] != "none" and train["n_layers"] == 0,
+            f"skip: {train['skip']}: needs hidden units to skip from; raise train.n_layers",
+        ),
+        (
+            train["prior"] == "vamp" and train["normalization"] == "batch",
+            "prior: vamp: its pseudo-cells would enter the batch's mean; set train.normalization "
+            "to layer or none",
+        ),
+        (
+            train["encode_covariates"]
+            and not train["covariates"]
+            and not train["continuous_covariates"],
+            "encode_covariates: there are none; list them under train.covariates",
+        ),
+    )
+    both = set(train["covariates"]) & set(train["continuous_covariates"])
+    found = [text for is_wrong, text in pairs if is_wrong]
+    found += [f"covariates: {name}: stands under both kinds; remove one" for name in sorted(both)]
+    return [f"config: train.{text}" for text in found]
 
 
 def read_samples(path: str, made_here: set[str], bundled: str) -> dict[str, dict[str, str]]:
@@ -310,6 +357,32 @@ def _check_roles(path: str, samples: dict[str, dict]) -> list[str]:
         for role in sorted(missing)
         if roles <= {"reference", "query"}
     ]
+
+
+def check_covariates(config: dict, samples: dict[str, dict]) -> None:
+    """Levels of a covariate that only query samples have, as far as the table alone can tell.
+
+    Columns inside files are checked when the model is made. Raises ConfigurationError.
+    """
+    train, faults = config["train"], []
+    named = [("train.covariates", name) for name in train["covariates"]]
+    if train["dispersion"] == "gene_batch":
+        named.append(("train.dispersion: gene_batch", "batch"))
+    for key, name in named:
+        rows = list(samples.values())
+        values = {row.get(name, "") for row in rows} | {row["role"] for row in rows}
+        if not all(row.get(name) for row in rows) or any(v.startswith("obs:") for v in values):
+            continue
+        known = {row[name] for row in rows if row["role"] == "reference"}
+        only_query = sorted({row[name] for row in rows} - known)
+        if only_query:
+            faults.append(
+                f"config: {key}: {name} {', '.join(only_query[:3])} occurs in query samples only, "
+                "so the model cannot know its effect; bring reference samples of it, leave out "
+                f"those query samples, or remove {name} from the model"
+            )
+    if faults:
+        raise ConfigurationError(faults)
 
 
 def files_inside(path: str) -> list[str]:

@@ -9,7 +9,8 @@ from evidence_channels import CHANNELS, Cells, raw_channels, standardise
 from job import job, write_json, write_parquet, write_tsv
 from model_inputs import device_or_error
 from omics_vae import anomaly
-from omics_vae.inference import dispersion, elbo_parts, expected_counts
+from omics_vae.inference import cell_elbo, decoded
+from omics_vae.likelihoods import NegativeBinomial
 from omics_vae.model import VAE, load_model
 
 DEPTH_FIFTHS = 5
@@ -31,20 +32,24 @@ GENE_COLUMNS = [
 def gene_hits(model: VAE, cells: Cells, flagged: np.ndarray, alpha: float, device) -> pd.DataFrame:
     """Genes of each flagged cell that its expectation does not explain (BY within the cell).
 
-    Genes of the model are held against the decoded mean; all others against the reference's pooled
-    rate at the cell's depth, with theta = 1, which is generous.
+    Genes of the model are held against what it decodes; all others against the reference's pooled
+    rate at the cell's depth, under a negative binomial with theta = 1, which is generous.
     """
-    data, theta = cells.model_data(flagged), np.full(len(cells.genes), anomaly.POOLED_THETA)
-    theta[cells.in_model] = dispersion(model)
+    data, at = cells.model_data(flagged), cells.posterior.take(flagged)
     null = np.full(len(cells.genes), "pooled", dtype=object)
     null[cells.in_model] = "model"
     tables = [pd.DataFrame(columns=GENE_COLUMNS)]
-    for chunk, mu in expected_counts(model, cells.latent[flagged], data.log_offset, device):
+    for chunk, x, likelihood in decoded(model, data, at, device):
         rows = flagged[chunk]
         expected = cells.size[rows][:, None] * cells.pooled_rates
-        expected[:, cells.in_model] = mu
         observed = cells.counts[rows].toarray().astype(np.float64)
-        p = np.exp(-anomaly.nb_surprise(observed, expected, theta))
+        pooled = NegativeBinomial(
+            torch.from_numpy(np.log(expected)), torch.tensor(np.log(anomaly.POOLED_THETA))
+        )
+        surprise = pooled.surprise(observed)
+        surprise[:, cells.in_model] = likelihood.surprise(x)
+        expected[:, cells.in_model] = model.as_counts(likelihood.mean, cells.size[rows])
+        p = np.exp(-surprise)
         q = np.stack([false_discovery_control(row, method="by") for row in p])
         i, g = np.nonzero(q <= alpha)
         ratio = (observed[i, g] + 0.5) / (expected[i, g] + 0.5)
@@ -213,9 +218,12 @@ if __name__ == "__main__":
         settings, output = snakemake.params.settings, snakemake.output
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(snakemake.params.device)
-        model, genes = load_model(snakemake.input.weights, snakemake.input.description)
+        model, description = load_model(snakemake.input.weights, snakemake.input.description)
         cells = Cells(
-            snakemake.input.counts, snakemake.input.library_size, snakemake.input.latent, genes
+            snakemake.input.counts,
+            snakemake.input.library_size,
+            snakemake.input.latent,
+            description,
         )
         held_out = cells.of("validation", "calibration", "query")
         split = cells.split[held_out]
@@ -230,7 +238,8 @@ if __name__ == "__main__":
             np.log(cells.size[scored]),
             settings["alpha"],
         )
-        reconstruction, kl = elbo_parts(model, cells.model_data(scored), device)
+        at = cells.posterior.take(scored)
+        elbo = cell_elbo(model, cells.model_data(scored), device, at=at).of_cells
         table = pd.DataFrame(
             {
                 "cell_id": cells.obs.index.to_numpy()[scored],
@@ -240,7 +249,7 @@ if __name__ == "__main__":
                 "library_size": cells.size[scored],
             }
         )
-        table = pd.concat([table, verdict], axis=1).assign(elbo=reconstruction - kl.sum(1))
+        table = pd.concat([table, verdict], axis=1).assign(elbo=elbo)
         flagged = scored[table["is_anomaly"].to_numpy()]
         hits = gene_hits(model, cells, flagged, settings["gene_alpha"], device)
         summary = summarise(table, settings)

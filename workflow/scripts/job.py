@@ -95,6 +95,11 @@ def write_json(content: dict, path: str | Path) -> None:
     write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
 
 
+def read_json(path: str | Path) -> dict:
+    """What :func:`write_json` wrote."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def write_h5ad(adata, path: str | Path) -> None:
     """Write an AnnData object, gzip compressed (HDF5 stores no time stamp there)."""
     write_atomically(path, lambda p: adata.write_h5ad(p, compression="gzip"))

@@ -1,14 +1,20 @@
-"""Counts, splits and library sizes as the VAE module wants them; shared by the model's rules."""
+"""Counts, splits, library sizes and covariates as the VAE module wants them.
 
-from dataclasses import dataclass
+Shared by the model's rules.
+"""
+
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from design import Design
 from job import InputError
 from omics_vae.data import CountData, choose_device
+from omics_vae.inference import Embedding
+from omics_vae.model import VAE, load_model
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,15 @@ class ModelInputs:
     def split(self, name: str) -> CountData:
         """The cells of one split: train, validation, calibration or query."""
         return self.data.take(np.flatnonzero((self.cells["split"] == name).to_numpy()))
+
+    def with_design(self, design: Design) -> "ModelInputs":
+        """The same, with the covariates and batches of a design."""
+        data = replace(
+            self.data,
+            covariates=design.covariates(self.cells),
+            batch=design.batch_codes(self.cells),
+        )
+        return replace(self, data=data)
 
 
 def read_library_size(path: str, cell_ids: pd.Index) -> pd.DataFrame:
@@ -46,6 +61,40 @@ def read_model_inputs(counts: str, library_size: str) -> ModelInputs:
         genes=adata.var_names[selected].tolist(),
         cells=adata.obs,
     )
+
+
+def read_model(weights: str, description: str, inputs: ModelInputs) -> tuple[VAE, ModelInputs]:
+    """A trained model, and the inputs with its covariates."""
+    model, content = load_model(weights, description)
+    if content["genes"] != inputs.genes:
+        raise InputError(
+            f"{description}: the model's genes are not those of counts.h5ad; delete the train "
+            "folder and run the same command"
+        )
+    return model, inputs.with_design(Design(**content["design"]))
+
+
+LATENT_COLUMNS = {"mean": "mean_{}", "variance": "variance_{}"}
+
+
+def latent_table(cell_ids: np.ndarray, embedding: Embedding) -> pd.DataFrame:
+    """latent.parquet: cell_id, mean_j and variance_j of each dimension, those of log size."""
+    columns = {"cell_id": cell_ids}
+    for name, column in LATENT_COLUMNS.items():
+        values = getattr(embedding, name)
+        columns |= {column.format(j): values[:, j] for j in range(values.shape[1])}
+    columns |= {"log_size": embedding.log_size, "log_size_variance": embedding.log_size_variance}
+    return pd.DataFrame(columns)
+
+
+def embedding_of(table: pd.DataFrame) -> Embedding:
+    """The posterior of the cells that :func:`latent_table` wrote."""
+    n_latent = sum(name.startswith("mean_") for name in table)
+    matrices = [
+        table[[column.format(j) for j in range(n_latent)]].to_numpy()
+        for column in LATENT_COLUMNS.values()
+    ]
+    return Embedding(*matrices, table["log_size"].to_numpy(), table["log_size_variance"].to_numpy())
 
 
 def device_or_error(name: str):

@@ -21,8 +21,8 @@ from figure_style import (
 from job import job
 
 PANELS = {
-    "kl": ("KL to the prior", "KL (nats per cell)"),
-    "ablation": ("Held-out ablation", "ELBO lost (nats per cell)"),
+    "kl": ("KL to the prior", "KL ± 2 s.e. (nats per cell)"),
+    "ablation": ("Held-out ablation", "ELBO lost ± 2 s.e. (nats per cell)"),
 }
 
 
@@ -40,6 +40,9 @@ def _draw_evidence(ax: Axes, evidence: pd.DataFrame, column: str, threshold) -> 
                 color=colour,
                 label=f"{label} (n = {chosen.sum()})",
             )
+    if f"{column}_se" in evidence:
+        error = 2 * evidence[f"{column}_se"]
+        ax.errorbar(place, values, yerr=error, fmt="none", ecolor=GREY, elinewidth=0.6)
     ax.axhline(0, color="black", lw=0.5)
     if threshold is not None:
         ax.axhline(threshold, color="black", lw=0.7, ls="--", label=f"threshold {threshold:g}")

@@ -14,6 +14,7 @@ from figure_style import (
     GREEN,
     GREY,
     LIGHT_GREY,
+    ORANGE,
     SPLITS,
     letter_panels,
     new_figure,
@@ -73,10 +74,29 @@ def _draw_kl(ax: Axes, kl: pd.DataFrame) -> None:
     ax.set_ylim(top=ax.get_ylim()[1] * 1.2)
 
 
+def _draw_use(ax: Axes, history: pd.DataFrame) -> None:
+    """Mutual information on the left axis, active units on the right one."""
+    if "mutual_information" not in history:
+        say(ax, "the use of z was not recorded")
+        return
+    step = history["step"]
+    _draw_line(ax, step, history["mutual_information"], color=BLUE, label="mutual information")
+    ax.set_ylim(0, 1.25 * max(float(history["mutual_information"].max()), 0.1))
+    ax.set_ylabel("I(x; z) (nats)")
+    right = ax.twinx()
+    _draw_line(right, step, history["active_units"], color=ORANGE, ls="--", label="active units")
+    right.set_ylim(0, 1.25 * max(float(history["active_units"].max()), 1))
+    right.set_ylabel("Active units (dimensions)")
+    right.spines["right"].set_visible(True)
+    lines = [*ax.get_lines(), *right.get_lines()]
+    ax.legend(lines, [line.get_label() for line in lines], loc="upper right")
+
+
 @style()
 def draw(history: pd.DataFrame, kl: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
-    """ELBO of training and validation cells, the weight of the KL term, KL of each dimension."""
-    figure, axes = new_figure([["elbo", "beta", "kl"]], 56, width_ratios=[1.3, 0.9, 1.1])
+    """ELBO of training and validation cells, weight of the KL term, KL a dimension, use of z."""
+    panels = [["elbo", "beta", "kl", "use"]]
+    figure, axes = new_figure(panels, 56, width_ratios=[1.3, 0.75, 1.05, 1.0])
     ax = axes["elbo"]
     step = history["step"]
     n = {name: f"{summary[key]:,}" if key in summary else "?" for name, key in
@@ -95,6 +115,8 @@ def draw(history: pd.DataFrame, kl: pd.DataFrame, summary: dict) -> tuple[Figure
     axes["beta"].set_ylim(-0.04, max(1.08, 1.08 * history["beta"].max()))
     _draw_kl(axes["kl"], kl)
     axes["kl"].set(title="KL of each dimension", ylabel="KL to the prior (nats per cell)")
+    _draw_use(axes["use"], history)
+    axes["use"].set(title="Use of the latent space")
     for panel in axes.values():
         panel.set_xlabel("Optimiser step")
         panel.set_xlim(0, max(float(step.max()), 1.0) * 1.02)

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from job import InputError, job, write_json, write_parquet, write_tsv
-from model_inputs import device_or_error, read_model_inputs
-from omics_vae.inference import HeldOut, held_out_elbo
-from omics_vae.model import load_model
+from design import Design
+from job import job, read_json, write_json, write_parquet, write_tsv
+from model_inputs import device_or_error, read_model, read_model_inputs
+from omics_vae.inference import CellElbo, cell_elbo
 from omics_vae.pruning import EVIDENCE_DRAWS, Evidence, cut_model, gather_evidence
 from omics_vae.training import remove_checkpoint
 from train_vae import run_training, training_plan, write_model
@@ -32,30 +32,47 @@ def evidence_table(evidence: Evidence, kept: np.ndarray, settings: dict) -> pd.D
         {
             "dimension": np.arange(len(kept)),
             "kl": evidence.kl,
+            "kl_se": evidence.kl_se,
             "aggregated_kl": evidence.aggregated_kl,
             "mean_variance": evidence.mean_variance,
             "ablation": evidence.ablation,
+            "ablation_se": evidence.ablation_se,
             "kept": kept,
+            "sure": evidence.sure(min_kl, min_ablation),
             "reason": reasons,
         }
     )
 
 
-def elbo_row(stage: str, held_out: HeldOut) -> dict:
+def elbo_row(stage: str, held_out: CellElbo) -> dict:
     """A row of elbo.tsv, nats a cell."""
     return {
         "stage": stage,
-        "n_latent": len(held_out.kl),
-        "elbo": held_out.elbo,
-        "elbo_se": held_out.elbo_se,
-        "reconstruction": held_out.reconstruction,
-        "kl": float(held_out.kl.sum()),
+        "n_latent": held_out.kl_dimensions.shape[1],
+        "elbo": held_out.mean,
+        "elbo_se": held_out.se,
+        "reconstruction": float(held_out.reconstruction.mean()),
+        "kl": float(held_out.kl.mean()),
     }
 
 
-def pruning_warnings(kept: np.ndarray, elbo: pd.DataFrame, again: np.ndarray) -> list[str]:
+def range_of_dimensions(kept: np.ndarray, sure: np.ndarray) -> tuple[int, int]:
+    """How few and how many dimensions two standard errors would leave."""
+    return max(1, int((kept & sure).sum())), max(1, int((kept | ~sure).sum()))
+
+
+def pruning_warnings(
+    kept: np.ndarray, sure: np.ndarray, elbo: pd.DataFrame, again: np.ndarray
+) -> list[str]:
     """What a reader of the report should worry about, each with its mend."""
     found = []
+    low, high = range_of_dimensions(kept, sure)
+    if high - low > max(2, kept.sum() / 2):
+        found.append(
+            f"How many latent dimensions the data carry is uncertain: {kept.sum()} were kept, two "
+            f"standard errors allow {low} to {high}; bring more reference cells, or raise "
+            "preprocess.split.validation."
+        )
     if kept.sum() == 1:
         found.append(
             "Only one latent dimension carries information: the reference hardly varies or the "
@@ -83,33 +100,29 @@ if __name__ == "__main__":
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
         inputs = read_model_inputs(snakemake.input.counts, snakemake.input.library_size)
+        model, inputs = read_model(snakemake.input.weights, snakemake.input.description, inputs)
+        design = Design(**read_json(snakemake.input.description)["design"])
         validation = inputs.split("validation")
-        model, genes = load_model(snakemake.input.weights, snakemake.input.description)
-        if genes != inputs.genes:
-            raise InputError(
-                f"{snakemake.input.description}: the model's genes are not those of counts.h5ad; "
-                "delete the train folder and run the same command"
-            )
         evidence = gather_evidence(model, validation, device)
-        kept = evidence.keep(settings["min_kl"], settings["min_ablation"])
-        log.info("prune_latent: %d of %d dimensions stay", kept.sum(), len(kept))
-        rows = [elbo_row("trained", held_out_elbo(model, validation, device, EVIDENCE_DRAWS))]
+        thresholds = settings["min_kl"], settings["min_ablation"]
+        kept, sure = evidence.keep(*thresholds), evidence.sure(*thresholds)
+        low, high = range_of_dimensions(kept, sure)
+        log.info(
+            "prune_latent: %d of %d dimensions stay (%d to %d)", kept.sum(), len(kept), low, high
+        )
+        rows = [elbo_row("trained", cell_elbo(model, validation, device, EVIDENCE_DRAWS))]
         model = cut_model(model, kept, evidence.centre)
-        rows.append(elbo_row("cut", held_out_elbo(model, validation, device, EVIDENCE_DRAWS)))
+        rows.append(elbo_row("cut", cell_elbo(model, validation, device, EVIDENCE_DRAWS)))
         training = {
             **params.training,
-            "kl_warmup_steps": 0,
+            "kl_warmup": "constant",
             "max_steps": settings["fine_tune_steps"],
             "learning_rate": settings["fine_tune_learning_rate"],
         }
         plan = training_plan(training, params.seed)
         progress = run_training(model, inputs, plan, device, params, log, "prune_latent")
-        rows.append(
-            elbo_row("fine-tuned", held_out_elbo(model, validation, device, EVIDENCE_DRAWS))
-        )
-        again = gather_evidence(model, validation, device).keep(
-            settings["min_kl"], settings["min_ablation"]
-        )
+        rows.append(elbo_row("fine-tuned", cell_elbo(model, validation, device, EVIDENCE_DRAWS)))
+        again = gather_evidence(model, validation, device).keep(*thresholds)
         table, elbo = evidence_table(evidence, kept, settings), pd.DataFrame(rows)
         write_parquet(table, snakemake.output.evidence)
         write_tsv(table, snakemake.output.evidence_tsv)
@@ -119,14 +132,15 @@ if __name__ == "__main__":
             {
                 "n_latent": len(kept),
                 "n_kept": int(kept.sum()),
+                "n_kept_range": [low, high],
                 "n_would_stay_again": int(again.sum()),
                 "min_kl": settings["min_kl"],
                 "min_ablation": settings["min_ablation"],
                 "fine_tuned_steps": progress.step,
                 "stopped_by": progress.stopped_by,
-                "warnings": pruning_warnings(kept, elbo, again),
+                "warnings": pruning_warnings(kept, sure, elbo, again),
             },
             snakemake.output.summary,
         )
-        write_model(model, genes, snakemake.output)
+        write_model(model, inputs, design, snakemake.output)
         remove_checkpoint(Path(params.checkpoint))

@@ -94,7 +94,9 @@ EVIDENCE = (
     Column("aggregated_kl", "KL of all cells together (nats)", digits),
     Column("mean_variance", "Variance of posterior means", digits),
     Column("ablation", "ELBO lost without it (nats)", digits),
+    Column("ablation_se", "Its standard error", digits),
     Column("kept", "Kept", yes_no, False),
+    Column("sure", "Beyond 2 s.e.", yes_no, False),
     Column("reason", "Why", text, False),
 )
 ELBO = (
@@ -104,6 +106,47 @@ ELBO = (
     Column("elbo_se", "Standard error", digits),
     Column("reconstruction", "Reconstruction", lambda value: f"{value:,.2f}"),
     Column("kl", "KL", digits),
+)
+LIKELIHOODS = (
+    Column("likelihood", "Likelihood", text, False),
+    Column("log_p", "log p(x) (nats per cell)", lambda value: f"{value:,.2f}"),
+    Column("log_p_se", "Standard error", digits),
+    Column("difference", "Against the chosen one", digits),
+    Column("difference_se", "Standard error of the paired difference", digits),
+    Column("chosen", "Chosen", yes_no, False),
+)
+RATE_DISTORTION = (
+    Column("beta", "β", digits),
+    Column("rate", "Rate (nats)", digits),
+    Column("distortion", "Distortion (nats)", lambda value: f"{value:,.2f}"),
+    Column("elbo", "ELBO (nats per cell)", lambda value: f"{value:,.2f}"),
+    Column("elbo_se", "Standard error", digits),
+    Column("active_units", "Active dimensions", whole),
+    Column("mutual_information", "I(x; z) (nats)", digits),
+    Column("on_envelope", "On the envelope", yes_no, False),
+    Column("chosen", "Chosen", yes_no, False),
+)
+GAPS = (
+    Column("grouped_by", "Grouped by", lambda value: text(value).replace("_", " "), False),
+    Column("group", "Group", text, False),
+    Column("n_cells", "Cells", whole),
+    Column("elbo", "ELBO (nats per cell)", lambda value: f"{value:,.2f}"),
+    Column("log_p", "log p(x)", lambda value: f"{value:,.2f}"),
+    Column("gap", "Amortization gap", digits),
+    Column("gap_se", "Standard error", digits),
+    Column("effective_samples", "Effective samples, median", digits),
+)
+STABILITY = (
+    Column("seed", "Seed", whole),
+    Column("other_seed", "Other seed", whole),
+    Column("n_latent", "Dimensions", whole),
+    Column("n_latent_other", "Of the other", whole),
+    Column("canonical_correlation_mean", "Canonical correlation, mean", digits),
+    Column("canonical_correlation_smallest", "Smallest", digits),
+    Column("shared_neighbours", "Neighbours shared", percent),
+    Column("score_spearman", "ρ of the scores", digits),
+    Column("flagged_both", "Flagged by both", whole),
+    Column("flagged_either", "By either", whole),
 )
 FLAGGED = (
     Column("cell_id", "Cell", text, False),

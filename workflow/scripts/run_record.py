@@ -15,6 +15,7 @@ LIBRARY_SIZES = {
 }
 SPLIT_BY = {"donor": "whole donors", "cell": "cells drawn at random within each sample"}
 REFERENCES = (
+    "Alemi et al. 2018, Fixing a broken ELBO, arXiv:1711.00464",
     "Anders & Huber 2010, Differential expression analysis for sequence count data, "
     "doi:10.1186/gb-2010-11-10-r106",
     "Bates et al. 2023, Testing for outliers with conformal p-values, doi:10.1214/22-AOS2244",
@@ -23,6 +24,15 @@ REFERENCES = (
     "Benjamini & Yekutieli 2001, The control of the false discovery rate in multiple testing "
     "under dependency, doi:10.1214/aos/1013699998",
     "Brechtmann et al. 2018, OUTRIDER, doi:10.1016/j.ajhg.2018.10.025",
+    "Burda et al. 2016, Importance weighted autoencoders, arXiv:1509.00519",
+    "Cremer, Li & Duvenaud 2018, Inference suboptimality in variational autoencoders, "
+    "arXiv:1801.03558",
+    "Dilokthanakul et al. 2016, Deep unsupervised clustering with Gaussian mixture variational "
+    "autoencoders, arXiv:1611.02648",
+    "Fu et al. 2019, Cyclical annealing schedule, arXiv:1903.10145",
+    "Gavish & Donoho 2014, The optimal hard threshold for singular values is 4/sqrt(3), "
+    "doi:10.1109/TIT.2014.2323359",
+    "Kim et al. 2018, Semi-amortized variational autoencoders, arXiv:1802.02550",
     "Kingma & Welling 2014, Auto-encoding variational Bayes, arXiv:1312.6114",
     "Liu & Xie 2020, Cauchy combination test, doi:10.1080/01621459.2018.1554485",
     "Lopez et al. 2018, Deep generative modeling for single-cell transcriptomics, "
@@ -30,8 +40,10 @@ REFERENCES = (
     "McInnes et al. 2018, UMAP, doi:10.21105/joss.00861",
     "Mölder et al. 2021, Sustainable data analysis with Snakemake, "
     "doi:10.12688/f1000research.29032.2",
+    "Perez et al. 2018, FiLM: visual reasoning with a general conditioning layer, arXiv:1709.07871",
     "Stuart et al. 2019, Comprehensive integration of single-cell data, "
     "doi:10.1016/j.cell.2019.05.031",
+    "Tomczak & Welling 2018, VAE with a VampPrior, arXiv:1705.07120",
     "Wolf et al. 2018, SCANPY, doi:10.1186/s13059-017-1382-0",
 )
 
@@ -134,36 +146,113 @@ def _preprocessing(config: dict, stages: dict[str, dict]) -> str:
     return " ".join(sentences)
 
 
-def _model(config: dict, stages: dict[str, dict]) -> str:
-    found, train = stages.get("train", {}), _setting(config, "train", {})
-    shape = [
-        f"{train[key]} {words}"
-        for key, words in (("n_latent", "latent dimensions"), ("n_hidden", "hidden units"))
-        if key in train
-    ]
-    cut = stages.get("prune", {})
-    thresholds = [
-        f"{key} = {value}"
-        for key, value in _setting(config, "prune", {}).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-    return (
-        "Counts were modelled by a variational autoencoder (Kingma & Welling 2014; Lopez et al. "
-        "2018) with a negative binomial likelihood (variance mu + mu^2/theta, theta a gene), a "
-        "log offset of the library size and a standard normal prior"
-        + (f" ({', '.join(shape)})" if shape else "")
-        + ". The weight of the KL term rose to 1 over "
-        f"{found.get('warmup_ends_at_step', train.get('kl_warmup_steps', 'the first'))} optimiser "
-        f"steps; training on {found.get('n_train', 'the training')} cells was ended by "
-        f"{found.get('stopped_by', 'early stopping')}, and the model of step "
-        f"{found.get('best_step', 'best')} with the highest ELBO on "
-        f"{found.get('n_validation', 'the validation')} held-out cells was kept. Latent "
-        "dimensions without evidence (KL to the prior, held-out ELBO lost when the dimension is "
-        "set to its mean"
-        + (f"; {', '.join(thresholds)}" if thresholds else "")
-        + f") were cut, which left {cut.get('n_kept', 'those with evidence')}, and the model was "
-        "fine-tuned."
+LIKELIHOODS = {
+    "nb": "a negative binomial likelihood (variance mu + mu^2/theta, theta {dispersion})",
+    "zinb": "a zero-inflated negative binomial likelihood (variance mu + mu^2/theta before "
+    "inflation, theta {dispersion}, the share of lost counts a function of the latent position)",
+    "poisson": "a Poisson likelihood",
+    "gaussian": "a Gaussian likelihood of log(1 + counts at a common depth) with a variance "
+    "{variance}",
+}
+DISPERSIONS = {
+    "gene": "a gene",
+    "gene_batch": "a gene and batch",
+    "gene_cell": "a gene times a function of the latent position",
+}
+DECODERS = {
+    "softmax": "shares of the library by a softmax",
+    "free": "a free rate of each gene",
+}
+PRIORS = {
+    "normal": "a standard normal prior",
+    "mixture": "a prior of {n} learned Gaussians (Dilokthanakul et al. 2016)",
+    "vamp": "a VampPrior of {n} pseudo-cells (Tomczak & Welling 2018)",
+}
+SKIPS = {
+    "plain": "The decoder was also given the encoder's hidden units (a plain skip connection).",
+    "film": "The decoder was also given the encoder's hidden units times a linear function of the "
+    "latent position (FiLM, Perez et al. 2018).",
+}
+WARM_UPS = {
+    "linear": "rose linearly to {beta:g} over {steps} optimiser steps",
+    "cosine": "rose along a cosine to {beta:g} over {steps} optimiser steps",
+    "cyclical": "rose to {beta:g} in {cycles} cycles over {steps} optimiser steps (Fu et al. 2019)",
+    "constant": "was {beta:g} from the start",
+}
+
+
+def _generative_model(train: dict, likelihood: str) -> str:
+    """What the counts are taken to be, and the network."""
+    variance = train["gaussian_variance"]
+    scatter = LIKELIHOODS[likelihood].format(
+        dispersion=DISPERSIONS[train["dispersion"]],
+        variance="learned a gene" if variance is None else f"fixed at {variance:g}",
     )
+    size = {
+        "observed": "a log offset of the library size",
+        "latent": "a latent library size, log-normal in each batch",
+    }[train["library_size"]]
+    mean = f"{size}, {DECODERS[train['decoder']]}, " if likelihood != "gaussian" else ""
+    prior = PRIORS[train["prior"]].format(n=train["prior_components"])
+    sentences = [
+        "Counts were modelled by a variational autoencoder (Kingma & Welling 2014; Lopez et al. "
+        f"2018) with {scatter}, {mean}and {prior}"
+        f" ({train['n_latent']} latent dimensions; {train['n_layers']} hidden layers of "
+        f"{train['n_hidden']} units in encoder and decoder, normalization: "
+        f"{train['normalization']}, dropout {train['dropout']:g})."
+    ]
+    if train["skip"] in SKIPS:
+        sentences.append(SKIPS[train["skip"]])
+    told = [*train["covariates"], *train["continuous_covariates"]]
+    if told:
+        where = "encoder and decoder" if train["encode_covariates"] else "the decoder"
+        sentences.append(f"{', '.join(told)} were given to {where} as covariates.")
+    return " ".join(sentences)
+
+
+def _model(config: dict, stages: dict[str, dict]) -> str:
+    found, train, cut = stages["train"], config["train"], stages["prune"]
+    likelihood = found["architecture"]["likelihood"]
+    chosen, sentences = stages.get("likelihood"), [_generative_model(train, likelihood)]
+    if chosen:
+        sentences.append(
+            "The likelihood was chosen among negative binomial, zero-inflated negative binomial "
+            f"and Poisson by the importance-weighted evidence ({chosen['samples']} samples, Burda "
+            f"et al. 2016) of {chosen['n_cells']} held-out cells. {chosen['zeros']}"
+        )
+    warm_up = WARM_UPS[train["kl_warmup"]].format(
+        beta=train["beta"], steps=found["warmup_ends_at_step"], cycles=train["kl_cycles"]
+    )
+    free = f", {train['free_bits']:g} nats a dimension free" if train["free_bits"] else ""
+    sentences.append(
+        f"The weight of the KL term {warm_up}{free}; training on {found['n_train']} cells was "
+        f"ended by {found['stopped_by']}, and the model of step {found['best_step']} with the "
+        f"highest ELBO on {found['n_validation']} held-out cells was kept. Latent dimensions "
+        "without evidence (KL to the prior, held-out ELBO lost when the dimension is set to its "
+        f"mean; min_kl = {cut['min_kl']:g}, min_ablation = {cut['min_ablation']:g} nats a cell) "
+        f"were cut, which left {cut['n_kept']}, and the model was fine-tuned. "
+        f"{found['signal_axes']} singular values of the training cells exceeded the optimal hard "
+        "threshold (Gavish & Donoho 2014)."
+    )
+    if "rate_distortion" in stages:
+        betas = ", ".join(f"{beta:g}" for beta in stages["rate_distortion"]["betas"])
+        sentences.append(
+            f"Rate and distortion (Alemi et al. 2018) were traced over models with beta = {betas}."
+        )
+    measured = stages["evidence"]
+    sentences.append(
+        f"Evidence was estimated with {measured['samples']} importance samples a cell (Burda et "
+        f"al. 2016), the amortization gap (Cremer et al. 2018) with {measured['refine_steps']} "
+        "gradient steps on each cell's posterior (Kim et al. 2018)"
+        + ("; scores stand on these refined posteriors." if measured["for_scores"] else ".")
+    )
+    if "stability" in stages:
+        sentences.append(
+            f"Training, pruning and scoring were repeated with {len(stages['stability']['seeds'])} "
+            "seeds in all, and compared by canonical correlations of the latent spaces, shared "
+            "neighbours and ranks of the scores."
+        )
+    return " ".join(sentences)
 
 
 def _anomalies(stages: dict[str, dict]) -> str:
@@ -178,7 +267,7 @@ def _anomalies(stages: dict[str, dict]) -> str:
         "had not seen (Bates et al. 2023). Cells were flagged at a false discovery rate of "
         f"{found['alpha']} (Benjamini & Hochberg 1995) across {found['n_query']} query cells: "
         f"{found['n_anomalies']} were. For each flagged cell, genes were tested two-sided under "
-        "the negative binomial (Brechtmann et al. 2018) with the correction of Benjamini & "
+        "the model's likelihood (Brechtmann et al. 2018) with the correction of Benjamini & "
         "Yekutieli (2001) within the cell."
     )
 

@@ -1,6 +1,7 @@
 """Train the VAE on the reference's training cells (a job a seed)."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,43 +9,73 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from job import InputError, job, write_atomically, write_json, write_parquet
+from design import Design, make_design
+from job import InputError, job, read_json, write_atomically, write_json, write_parquet
 from model_inputs import ModelInputs, device_or_error, read_model_inputs
-from omics_vae.inference import embed
+from omics_vae.collapse import (
+    MIXTURE_DRAWS,
+    Diagnosis,
+    active_units,
+    diagnose,
+    mutual_information,
+)
+from omics_vae.inference import cell_elbo, embed
+from omics_vae.initialisation import start_from
 from omics_vae.model import VAE, Architecture, save_model
-from omics_vae.pruning import ACTIVE_VARIANCE
+from omics_vae.pruning import EVIDENCE_DRAWS, signal_axes
 from omics_vae.training import Progress, TrainingPlan, remove_checkpoint, train
 
+ARCHITECTURE = (
+    "n_latent",
+    "n_hidden",
+    "dropout",
+    "n_layers",
+    "normalization",
+    "likelihood",
+    "dispersion",
+    "gaussian_variance",
+    "decoder",
+    "library_size",
+    "skip",
+    "prior",
+    "prior_components",
+    "encode_covariates",
+)
+PLAN = (
+    "max_steps",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "beta",
+    "kl_warmup",
+    "kl_warmup_steps",
+    "kl_cycles",
+    "free_bits",
+    "validation_interval",
+    "patience",
+    "min_improvement",
+    "checkpoint_seconds",
+)
 
-def build_model(inputs: ModelInputs, settings: dict, seed: int) -> VAE:
+
+def build_model(inputs: ModelInputs, settings: dict, design: Design, seed: int) -> VAE:
     """A VAE of the configured shape, started as the null model of the training cells."""
     torch.manual_seed(seed)
     model = VAE(
         Architecture(
             n_genes=len(inputs.genes),
-            n_latent=settings["n_latent"],
-            n_hidden=settings["n_hidden"],
-            dropout=settings["dropout"],
+            n_covariates=design.n_covariates,
+            n_batches=design.n_batches,
+            **{name: settings[name] for name in ARCHITECTURE},
         )
     )
-    model.start_from(inputs.split("train"))
+    start_from(model, inputs.split("train"))
     return model
 
 
 def training_plan(settings: dict, seed: int) -> TrainingPlan:
     """The plan that config ``train`` describes."""
-    names = [
-        "max_steps",
-        "batch_size",
-        "learning_rate",
-        "weight_decay",
-        "kl_warmup_steps",
-        "validation_interval",
-        "patience",
-        "min_improvement",
-        "checkpoint_seconds",
-    ]
-    return TrainingPlan(**{name: settings[name] for name in names}, seed=seed)
+    return TrainingPlan(**{name: settings[name] for name in PLAN}, seed=seed)
 
 
 LINE_EVERY = 250
@@ -111,7 +142,13 @@ def kl_table(progress: Progress) -> pd.DataFrame:
     )
 
 
-def training_warnings(progress: Progress, plan: TrainingPlan, active: int, n_latent: int) -> list:
+def training_warnings(
+    progress: Progress,
+    plan: TrainingPlan,
+    architecture: Architecture,
+    active: int,
+    collapse: Diagnosis | None,
+) -> list[str]:
     """What a reader of the report should worry about, each with its mend."""
     found = []
     if progress.stopped_by == "max_steps":
@@ -119,25 +156,53 @@ def training_warnings(progress: Progress, plan: TrainingPlan, active: int, n_lat
             f"Training reached max_steps ({plan.max_steps}) before the held-out ELBO stopped "
             "improving; raise train.max_steps."
         )
-    if active == 0:
+    if collapse:
         found.append(
-            "Posterior collapse: no latent dimension is active, every cell gets the same profile; "
-            "lower train.dropout or train.weight_decay, or check that the reference varies."
+            "Posterior collapse: the latent variable says nothing about a cell. Probable cause, "
+            f"the {collapse.cause}: {collapse.shown_by}; {collapse.mend}."
         )
-    elif active == n_latent:
+    elif active == architecture.n_latent:
         found.append(
-            f"All {n_latent} latent dimensions are active, there may be more to learn; "
+            f"All {active} latent dimensions are active, there may be more to learn; "
             "raise train.n_latent."
+        )
+    if architecture.skip != "none":
+        found.append(
+            f"With a skip connection ({architecture.skip}) the decoder sees the cell itself, so "
+            "the ELBO is no bound on its likelihood and anomalies are decoded along; set "
+            "train.skip to none unless you study the model."
         )
     return found
 
 
-def write_model(model: VAE, genes: list[str], output) -> None:
+def final_measures(model: VAE, inputs: ModelInputs, plan: TrainingPlan, device) -> dict:
+    """Rate, distortion and use of the latent space on validation cells, for summary.json."""
+    validation = inputs.split("validation")
+    elbo = cell_elbo(model, validation, device, EVIDENCE_DRAWS)
+    at = embed(model, validation, device)
+    n_axes = signal_axes(inputs.split("train"))
+    collapse = diagnose(model, validation, device, plan.beta, n_axes)
+    return {
+        "elbo": elbo.mean,
+        "elbo_se": elbo.se,
+        "rate": float(elbo.kl.mean()),
+        "distortion": -float(elbo.reconstruction.mean()),
+        "active_units": active_units(at.mean),
+        "mutual_information": mutual_information(at, MIXTURE_DRAWS),
+        "signal_axes": n_axes,
+        "collapse": asdict(collapse) if collapse else None,
+    }
+
+
+def write_model(model: VAE, inputs: ModelInputs, design: Design, output) -> None:
     """model.safetensors and model.json, each put in place at once."""
     weights, description = Path(output.weights), Path(output.description)
     write_atomically(
         weights,
-        lambda w: write_atomically(description, lambda d: save_model(model, w, d, genes)),
+        lambda w: write_atomically(
+            description,
+            lambda d: save_model(model, w, d, inputs.genes, design=design.as_json()),
+        ),
     )
 
 
@@ -146,34 +211,42 @@ if __name__ == "__main__":
         params = snakemake.params
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
+        settings = dict(params.settings)
+        if snakemake.input.get("choice"):
+            settings["likelihood"] = read_json(snakemake.input.choice)["chosen"]
         inputs = read_model_inputs(snakemake.input.counts, snakemake.input.library_size)
-        plan = training_plan(params.settings, params.seed)
-        model = build_model(inputs, params.settings, params.seed)
+        design = make_design(inputs.cells, settings)
+        inputs = inputs.with_design(design)
+        plan = training_plan(settings, params.seed)
+        model = build_model(inputs, settings, design, params.seed)
         progress = run_training(model, inputs, plan, device, params, log, "train_vae")
-        mean, _ = embed(model, inputs.split("validation"), device)
-        active = int((mean.var(0) > ACTIVE_VARIANCE).sum())
+        measures = final_measures(model, inputs, plan, device)
+        collapse = Diagnosis(**measures["collapse"]) if measures["collapse"] else None
         n_train = len(inputs.split("train"))
         write_parquet(pd.DataFrame(progress.history), snakemake.output.history)
         write_parquet(kl_table(progress), snakemake.output.kl)
         write_json(
             {
+                "architecture": asdict(model.architecture),
+                "beta": plan.beta,
                 "n_train": n_train,
                 "n_validation": len(inputs.split("validation")),
                 "n_genes": len(inputs.genes),
                 "n_latent": model.architecture.n_latent,
                 "steps": progress.step,
                 "steps_per_epoch": int(np.ceil(n_train / plan.batch_size)),
-                "warmup_ends_at_step": plan.kl_warmup_steps,
+                "warmup_ends_at_step": 0 if plan.is_final(0) else plan.kl_warmup_steps,
                 "best_step": progress.best_step,
-                "best_elbo": progress.best_elbo,
                 "stopped_by": progress.stopped_by,
-                "active_units": active,
+                **measures,
                 "seed": params.seed,
                 "device": device.type,
                 "threads": snakemake.threads,
-                "warnings": training_warnings(progress, plan, active, model.architecture.n_latent),
+                "warnings": training_warnings(
+                    progress, plan, model.architecture, measures["active_units"], collapse
+                ),
             },
             snakemake.output.summary,
         )
-        write_model(model, inputs.genes, snakemake.output)
+        write_model(model, inputs, design, snakemake.output)
         remove_checkpoint(Path(params.checkpoint))

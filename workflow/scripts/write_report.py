@@ -15,11 +15,15 @@ from report_tables import (
     ELBO,
     EVIDENCE,
     FLAGGED,
+    GAPS,
     LIBRARY_SIZES,
+    LIKELIHOODS,
     LOSSES,
     NONE,
+    RATE_DISTORTION,
     SAMPLES,
     SPLITS,
+    STABILITY,
     digits,
     dropped_table,
     flagged_table,
@@ -29,14 +33,18 @@ from report_tables import (
 )
 from run_record import describe_run, package_versions, write_methods
 
-STAGES = ("import", "preprocess", "library_size", "train", "prune", "embed", "anomaly")
+STAGES = (
+    *("import", "preprocess", "library_size", "likelihood", "train", "rate_distortion", "prune"),
+    *("embed", "evidence", "anomaly", "stability"),
+)
 ALL_SAMPLES = "all samples"
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 # What each figure shows, in the order of the report; the name is that of its files.
 FIGURES = {
     "qc": "Total counts, genes and mitochondrial share of each cell; dropped cells and limits.",
     "library_size": "Library size of each cell, by sample and by role.",
-    "training": "ELBO of training and validation cells, KL weight and KL of each dimension.",
+    "training": "ELBO, KL weight, KL of each dimension, and how much of the latent space is used.",
+    "rate_distortion": "Rate and distortion of models trained with other weights of the KL term.",
     "pruning": "Evidence for each latent dimension and held-out ELBO before and after the cut.",
     "latent": "UMAP of the latent space by sample, use, p-value and, where known, cell type.",
     "anomalies": "p-values, quantiles, score against depth and flagged share of each sample.",
@@ -206,8 +214,9 @@ def flatten(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
 def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figures) -> dict:
     """All that the template prints.
 
-    ``tables``: cells, genes, evidence, elbo, channels, splits, samples_library, as the stages
-    write them; ``figures``: paths, named as in ``FIGURES``, others are left out.
+    ``tables``: cells, genes, evidence, elbo, gaps, channels, splits, samples_library, as the stages
+    write them, and where the run has them comparison, curve and pairs; ``figures``: paths, named
+    as in ``FIGURES``, others are left out.
     """
     cells = tables["cells"]
     query = cells[cells["split"] == "query"]
@@ -237,13 +246,26 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
         "evidence": make_table(tables["evidence"], EVIDENCE),
         "n_kept_dimensions": int(tables["evidence"]["kept"].sum()),
         "elbo": make_table(tables["elbo"], ELBO),
+        "gaps": make_table(tables["gaps"], GAPS),
+        "likelihoods": _optional_table(tables, "comparison", LIKELIHOODS),
+        "rate_distortion": _optional_table(tables, "curve", RATE_DISTORTION),
+        "stability_pairs": _optional_table(tables, "pairs", STABILITY),
         "flagged": make_table(flagged_table(query, tables["genes"]), FLAGGED),
         "channels": make_table(tables["channels"], CHANNELS),
         "depth_fifths": [percent(rate) for rate in rates],
         "preprocess": of_stage(summaries, "preprocess"),
         "library_size": of_stage(summaries, "library_size"),
         "train": of_stage(summaries, "train"),
+        "prune": of_stage(summaries, "prune"),
+        "evidence_summary": of_stage(summaries, "evidence"),
+        "likelihood": of_stage(summaries, "likelihood"),
+        "stability": of_stage(summaries, "stability"),
     }
+
+
+def _optional_table(tables: dict[str, pd.DataFrame], name: str, columns) -> dict | None:
+    """A table that only some runs make."""
+    return make_table(tables[name], columns) if name in tables else None
 
 
 def render(template: str, content: dict) -> str:
@@ -265,6 +287,10 @@ if __name__ == "__main__":
         tables = {name: pd.read_parquet(files[name]) for name in ("cells", "genes", "evidence")}
         tables |= {name: read_sample_table(files[name]) for name in ("splits", "samples_library")}
         tables |= {name: pd.read_csv(files[name], sep="\t") for name in ("elbo", "channels")}
+        tables["gaps"] = pd.read_csv(files.gaps, sep="\t", keep_default_na=False, na_values="")
+        for name in ("comparison", "curve", "pairs"):
+            if files[name]:
+                tables[name] = pd.read_csv(files[name][0], sep="\t")
         summaries = read_summaries(files.summaries)
         versions = package_versions(snakemake.params.versions)
         content = report_content(tables, summaries, files.figures)

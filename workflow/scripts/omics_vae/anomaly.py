@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.polynomial import Polynomial
 from scipy.linalg import eigh
 
-from omics_vae.likelihoods import SMALLEST_P, nb_deviance, nb_two_sided_p
+from omics_vae.likelihoods import SMALLEST_P, Likelihood
 
 # Standardisation is not trusted to extrapolate: beyond so many SD of log depth it stays constant.
 DEPTH_RANGE = 2.5
@@ -26,41 +26,28 @@ SHARED_AXES = 3
 RESIDUAL_LIMIT = 10.0  # SDs; one huge count must not become an axis of its own
 
 
-def nb_surprise(x: np.ndarray, mu: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """-log of the two-sided p-value of every gene (cells, genes), in nats.
-
-    Most counts are zero, and P(X = 0) = (1 + mu/theta)^-theta needs no incomplete beta function.
-    """
-    surprise_of_zero = theta * np.log1p(mu / theta) - np.log(2.0)
-    result = np.clip(surprise_of_zero, 0.0, -np.log(SMALLEST_P))
-    row, column = np.nonzero(x)
-    p = nb_two_sided_p(x[row, column], mu[row, column], theta[column])
-    result[row, column] = -np.log(p)
-    return result
-
-
 def residual_channels(
-    x: np.ndarray, mu: np.ndarray, theta: np.ndarray, program_genes: int
+    x: np.ndarray, expected: Likelihood, program_genes: int
 ) -> dict[str, np.ndarray]:
     """How badly the counts of each cell fit what the model expects of it.
 
     ``program``: mean -log p of the ``program_genes`` most surprising genes; ``single_gene``: that
-    of the most surprising one; ``profile``: NB deviance summed over all genes.
-    Arguments: ``x``, ``mu`` (cells, genes), ``theta`` (genes,). Returns (cells,) each.
+    of the most surprising one; ``profile``: deviance summed over all genes.
+    Arguments: ``x`` (cells, genes) and its distribution. Returns (cells,) each.
     """
-    surprise = nb_surprise(x, mu, theta)
+    surprise = expected.surprise(x)
     top = min(program_genes, surprise.shape[1])
     worst = np.partition(surprise, surprise.shape[1] - top, axis=1)[:, -top:]
     return {
         "program": np.log1p(worst.mean(1)),
         "single_gene": np.log1p(surprise.max(1)),
-        "profile": np.log1p(nb_deviance(x, mu, theta).sum(1)),
+        "profile": np.log1p(expected.deviance(x).sum(1)),
     }
 
 
-def pearson_residuals(x: np.ndarray, mu: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """(x - mu) / SD under the negative binomial, clipped at +-10 (cells, genes)."""
-    return np.clip((x - mu) / np.sqrt(mu + mu**2 / theta), -RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+def pearson_residuals(x: np.ndarray, expected: Likelihood) -> np.ndarray:
+    """(x - mean) / SD of each count, clipped at +-10 (cells, genes)."""
+    return np.clip(expected.pearson_residual(x), -RESIDUAL_LIMIT, RESIDUAL_LIMIT)
 
 
 def shared_axes(n: int, moment: np.ndarray, total: np.ndarray) -> np.ndarray:

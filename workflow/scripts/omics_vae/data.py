@@ -1,13 +1,21 @@
 """A count matrix into minibatches on a device."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+
+class Batch(NamedTuple):
+    """Some cells on a device."""
+
+    x: torch.Tensor  # (cells, genes) counts, float32
+    log_offset: torch.Tensor  # (cells,) natural log of the library size
+    covariates: torch.Tensor  # (cells, covariates) what else the decoder is told
+    batch: torch.Tensor  # (cells,) int64: which batch's dispersion and library prior
 
 
 def choose_device(name: str) -> torch.device:
@@ -22,17 +30,28 @@ def choose_device(name: str) -> torch.device:
 class CountData:
     """Raw counts of some cells in the model's genes, with their log library sizes.
 
-    ``counts`` CSR (cells, genes); ``log_offset`` (cells,), natural log of the library size.
+    ``counts`` CSR (cells, genes); ``log_offset`` (cells,), natural log of the library size;
+    ``covariates`` (cells, covariates) float32, none unless given; ``batch`` (cells,) int64, 0.
     """
 
     counts: sp.csr_matrix
     log_offset: np.ndarray
+    covariates: np.ndarray = field(default=None)
+    batch: np.ndarray = field(default=None)
 
     def __post_init__(self):
-        if self.counts.shape[0] != len(self.log_offset):
-            raise ValueError(
-                f"{self.counts.shape[0]} cells of counts but {len(self.log_offset)} library sizes"
-            )
+        n_cells = self.counts.shape[0]
+        if self.covariates is None:
+            object.__setattr__(self, "covariates", np.zeros((n_cells, 0), dtype=np.float32))
+        if self.batch is None:
+            object.__setattr__(self, "batch", np.zeros(n_cells, dtype=np.int64))
+        for name, what in (
+            ("log_offset", "library sizes"),
+            ("covariates", "rows of covariates"),
+            ("batch", "batch codes"),
+        ):
+            if n_cells != len(getattr(self, name)):
+                raise ValueError(f"{n_cells} cells of counts but {len(getattr(self, name))} {what}")
         if not np.isfinite(self.log_offset).all():
             raise ValueError("a library size is zero, negative or not a number")
 
@@ -41,18 +60,24 @@ class CountData:
 
     def take(self, cells: np.ndarray) -> "CountData":
         """The same data for some cells: positions or a boolean mask."""
-        return CountData(self.counts[cells], self.log_offset[cells])
+        return CountData(
+            self.counts[cells], self.log_offset[cells], self.covariates[cells], self.batch[cells]
+        )
 
-    def batch(self, cells: np.ndarray | slice, device: torch.device) -> Batch:
-        """Dense float32 counts (cells, genes) and log offsets (cells,) on the device."""
+    def chunk(self, cells: np.ndarray | slice, device: torch.device) -> Batch:
+        """Some cells, dense, on the device."""
         counts = self.counts[cells].toarray().astype(np.float32, copy=False)
-        offset = self.log_offset[cells].astype(np.float32)
-        return torch.from_numpy(counts).to(device), torch.from_numpy(offset).to(device)
+        rest = (
+            self.log_offset[cells].astype(np.float32),
+            self.covariates[cells],
+            self.batch[cells],
+        )
+        return Batch(*(torch.from_numpy(array).to(device) for array in (counts, *rest)))
 
     def chunks(self, size: int, device: torch.device) -> Iterator[Batch]:
         """All cells in their order, ``size`` at a time."""
         for start in range(0, len(self), size):
-            yield self.batch(slice(start, start + size), device)
+            yield self.chunk(slice(start, start + size), device)
 
 
 class ShuffledBatches:

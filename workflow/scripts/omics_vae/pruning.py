@@ -10,24 +10,28 @@ held-out cells, all in nats a cell except the variance:
   It asks whether the information pays; a noisy dimension can have a large KL and a loss below zero.
 
 A dimension stays when both ``kl`` and ``ablation`` exceed their thresholds. The rule means
-something only for a model trained at beta = 1 with early stopping on held-out cells.
-Sources: Burda et al. 2016, arXiv:1509.00519 (active units); Hoffman & Johnson 2016 (ELBO surgery).
+something only for a model trained at beta = 1 with early stopping on held-out cells. A second
+opinion, that knows no VAE: how many singular values of the counts stand above the noise.
+Sources: Burda et al. 2016, arXiv:1509.00519 (active units); Hoffman & Johnson 2016 (ELBO surgery);
+Gavish & Donoho 2014, doi:10.1109/TIT.2014.2323359 (singular values).
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
+from scipy.integrate import quad
+from scipy.linalg import eigvalsh
+from scipy.optimize import brentq
 
+from omics_vae.collapse import aggregated_kl
 from omics_vae.data import CountData
-from omics_vae.inference import elbo_parts, embed
+from omics_vae.inference import cell_elbo, embed
 from omics_vae.model import VAE
 
-ACTIVE_VARIANCE = 0.01  # Burda et al.: a unit is active when Var[posterior mean] exceeds it
-AGGREGATED_CELLS = 2000  # cells in the mixture of the aggregated posterior: cost is its square
-AGGREGATED_DRAWS = 5
 EVIDENCE_DRAWS = 16  # of z a cell: a verdict stands on these numbers, early stopping on fewer
+AXES_CELLS = 5000  # of the singular values: cost is the square of the smaller side
+RESIDUAL_LIMIT = 10.0  # SDs; one huge count must not become an axis of its own
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,11 @@ class Evidence:
     """One value a latent dimension (latent,)."""
 
     kl: np.ndarray
+    kl_se: np.ndarray  # standard error over the cells
     aggregated_kl: np.ndarray
     mean_variance: np.ndarray
     ablation: np.ndarray
+    ablation_se: np.ndarray  # of the paired difference
     centre: np.ndarray  # mean over cells of the posterior mean: what a cut dimension is fixed at
 
     def keep(self, min_kl: float, min_ablation: float) -> np.ndarray:
@@ -47,50 +53,33 @@ class Evidence:
             kept[np.argmax(self.ablation)] = True
         return kept
 
+    def sure(self, min_kl: float, min_ablation: float, errors: float = 2.0) -> np.ndarray:
+        """Whether the verdict would be the same ``errors`` standard errors off (latent,) bool."""
+        margin_kl = (self.kl - min_kl) / np.maximum(self.kl_se, 1e-12)
+        margin = (self.ablation - min_ablation) / np.maximum(self.ablation_se, 1e-12)
+        clearly_in = (margin_kl > errors) & (margin > errors)
+        return clearly_in | (margin_kl < -errors) | (margin < -errors)
+
 
 def gather_evidence(model: VAE, data: CountData, device: torch.device) -> Evidence:
     """Measure every latent dimension of ``model`` on held-out ``data``."""
-    mean, variance = embed(model, data, device)
-    reconstruction, kl = elbo_parts(model, data, device, EVIDENCE_DRAWS)
-    elbo = (reconstruction - kl.sum(1)).mean()
-    centre = mean.mean(0, dtype=np.float64)
-    ablation = np.empty(mean.shape[1])
+    at = embed(model, data, device)
+    whole = cell_elbo(model, data, device, EVIDENCE_DRAWS)
+    centre = at.mean.mean(0, dtype=np.float64)
+    root_n, lost = np.sqrt(len(data)), []
     for j, value in enumerate(centre):
         # The other dimensions keep their draws, so the difference is this dimension's alone.
-        without, kl_without = elbo_parts(
-            model, data, device, EVIDENCE_DRAWS, fixed={j: float(value)}
-        )
-        ablation[j] = elbo - (without - kl_without.sum(1)).mean()
+        without = cell_elbo(model, data, device, EVIDENCE_DRAWS, fixed={j: float(value)})
+        lost.append(whole.of_cells - without.of_cells)
     return Evidence(
-        kl=kl.mean(0),
-        aggregated_kl=aggregated_kl(mean, variance),
-        mean_variance=mean.var(0, dtype=np.float64),
-        ablation=ablation,
+        kl=whole.kl_dimensions.mean(0),
+        kl_se=whole.kl_dimensions.std(0, ddof=1) / root_n,
+        aggregated_kl=aggregated_kl(at, model.prior_of_z()),
+        mean_variance=at.mean.var(0, dtype=np.float64),
+        ablation=np.mean(lost, axis=1),
+        ablation_se=np.std(lost, axis=1, ddof=1) / root_n,
         centre=centre,
     )
-
-
-def aggregated_kl(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """KL of each dimension's aggregated posterior (1/n) sum_i q(z_j|x_i) from N(0, 1), in nats.
-
-    Monte Carlo: the mixture of the cells' Gaussians has no closed form. Where these cells stand for
-    others, it is biased up by about exp(kl) / n, as a mixture of few narrow Gaussians has gaps.
-
-    Arguments: ``mean``, ``variance`` (cells, latent). Returns (latent,), not below 0.
-    """
-    rng = np.random.default_rng(0)
-    if len(mean) > AGGREGATED_CELLS:
-        cells = rng.choice(len(mean), AGGREGATED_CELLS, replace=False)
-        mean, variance = mean[cells], variance[cells]
-    mean, variance = mean.astype(np.float64), variance.astype(np.float64)
-    result = np.empty(mean.shape[1])
-    for j in range(mean.shape[1]):
-        m, v = mean[:, j], variance[:, j]
-        z = m + np.sqrt(v) * rng.standard_normal((AGGREGATED_DRAWS, len(m)))
-        z = z.ravel()[:, None]
-        log_q = logsumexp(-0.5 * ((z - m) ** 2 / v + np.log(v)), axis=1) - np.log(len(m))
-        result[j] = np.mean(log_q + 0.5 * z[:, 0] ** 2)
-    return np.maximum(result, 0.0)
 
 
 @torch.no_grad()
@@ -98,7 +87,8 @@ def cut_model(model: VAE, kept: np.ndarray, centre: np.ndarray) -> VAE:
     """A model with the ``kept`` dimensions only (positions or mask), the others at ``centre``.
 
     What the decoder added for a cut dimension moves into its bias, so that decoding the kept
-    coordinates equals decoding the full vector with the cut ones at their centre.
+    coordinates equals decoding the full vector with the cut ones at their centre. A learned prior
+    is left with its marginal.
     """
     n_latent = model.architecture.n_latent
     kept = np.arange(n_latent)[kept]
@@ -108,9 +98,67 @@ def cut_model(model: VAE, kept: np.ndarray, centre: np.ndarray) -> VAE:
     for head in ("posterior_mean", "posterior_log_variance"):
         for part in ("weight", "bias"):
             state[f"{head}.{part}"] = state[f"{head}.{part}"][kept]
-    weight = state["decoder_input.weight"]
-    shift = weight[:, gone] @ torch.from_numpy(np.asarray(centre[gone], dtype=np.float32))
-    state["decoder_input.bias"] += shift
-    state["decoder_input.weight"] = weight[:, kept].contiguous()
+    for name in ("prior.mean", "prior.log_variance"):
+        if name in state:
+            state[name] = state[name][:, kept].contiguous()
+    fixed = torch.from_numpy(np.asarray(centre[gone], dtype=np.float32))
+    for layer in model.readers_of_z():
+        weight = state[f"{layer}.weight"]
+        state[f"{layer}.bias"] += weight[:, gone] @ fixed
+        columns = np.append(kept, np.arange(n_latent, weight.shape[1]))  # covariates stay
+        state[f"{layer}.weight"] = weight[:, columns].contiguous()
     cut.load_state_dict(state)
     return cut.eval()
+
+
+def noise_median(aspect: float) -> float:
+    """Median of the Marchenko-Pastur law of aspect ratio ``aspect`` <= 1 (squared singular values).
+
+    The squared singular values, over the longer side, of a matrix of independent unit noise.
+    """
+    low, high = (1 - np.sqrt(aspect)) ** 2, (1 + np.sqrt(aspect)) ** 2
+
+    def below(x: float) -> float:
+        # t = low + (high - low) sin^2: the density's square roots at both ends become smooth.
+        def integrand(phi: float) -> float:
+            t = low + (high - low) * np.sin(phi) ** 2
+            return (high - low) ** 2 * np.square(np.sin(phi) * np.cos(phi)) / (np.pi * aspect * t)
+
+        return quad(integrand, 0.0, np.arcsin(np.sqrt((x - low) / (high - low))))[0]
+
+    return brentq(lambda x: below(x) - 0.5, low, high)
+
+
+def hard_threshold(singular_values: np.ndarray, shape: tuple[int, int]) -> float:
+    """The optimal hard threshold for singular values of signal plus noise of unknown size.
+
+    .. math:: \\tau = \\frac{\\lambda(b)}{\\sqrt{m_b}} \\operatorname{median}(s), \\quad
+              \\lambda(b)^2 = 2 (b + 1) + \\frac{8 b}{b + 1 + \\sqrt{b^2 + 14 b + 1}}
+
+    b is the shorter side over the longer, m_b :func:`noise_median`.
+    Source: Gavish & Donoho 2014, doi:10.1109/TIT.2014.2323359.
+    """
+    aspect = min(shape) / max(shape)
+    root = np.sqrt(aspect**2 + 14 * aspect + 1)
+    factor = np.sqrt(2 * (aspect + 1) + 8 * aspect / (aspect + 1 + root))
+    return float(factor / np.sqrt(noise_median(aspect)) * np.median(singular_values))
+
+
+def signal_axes(data: CountData, seed: int = 0) -> int:
+    """How many singular values of the cells' counts stand above the noise.
+
+    Of the Pearson residuals from one pooled profile under the Poisson, which is what the counts of
+    like cells would scatter by, centred by gene. Genes without a count are left out.
+    """
+    if len(data) > AXES_CELLS:
+        chosen = np.random.default_rng(seed).choice(len(data), AXES_CELLS, replace=False)
+        data = data.take(np.sort(chosen))
+    x = data.counts.toarray().astype(np.float64)
+    x = x[:, x.sum(0) > 0]
+    size = np.exp(data.log_offset)
+    mu = np.outer(size, x.sum(0) / size.sum())
+    residuals = np.clip((x - mu) / np.sqrt(mu), -RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+    residuals -= residuals.mean(0)
+    square = residuals @ residuals.T if len(x) < x.shape[1] else residuals.T @ residuals
+    values = np.sqrt(np.maximum(eigvalsh(square), 0.0))
+    return int((values > hard_threshold(values, x.shape)).sum())

@@ -19,12 +19,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from omics_vae.collapse import active_units, mutual_information
 from omics_vae.data import CountData, ShuffledBatches
-from omics_vae.inference import held_out_elbo
+from omics_vae.inference import cell_elbo, embed
 from omics_vae.model import VAE
 
-# log theta has a range of many units to cross, a weight a fraction of one.
-LOG_THETA_SPEED = 10.0
+# A log dispersion has a range of many units to cross, a weight a fraction of one.
+NOISE_PARAMETERS = ("log_theta", "log_gene_variance")
+NOISE_SPEED = 10.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,11 @@ class TrainingPlan:
     batch_size: int
     learning_rate: float
     weight_decay: float
+    beta: float
+    kl_warmup: str  # constant, linear, cosine, cyclical
     kl_warmup_steps: int
+    kl_cycles: int
+    free_bits: float
     validation_interval: int
     patience: int
     min_improvement: float
@@ -43,15 +49,31 @@ class TrainingPlan:
     seed: int
 
     def __post_init__(self):
-        if self.kl_warmup_steps >= self.max_steps:
+        if self.kl_warmup != "constant" and self.kl_warmup_steps >= self.max_steps:
             raise ValueError(
                 f"the KL warm-up of {self.kl_warmup_steps} steps would end after training "
                 f"({self.max_steps} steps)"
             )
 
-    def beta(self, step: int) -> float:
-        """Weight of the KL term at a step: linear from 0 to 1 over the warm-up, then 1."""
-        return min(1.0, step / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
+    def beta_at(self, step: int) -> float:
+        """Weight of the KL term at a step: from 0 to beta over the warm-up, then beta.
+
+        Constant: beta from the start. Linear: t = step / steps. Cosine: (1 - cos(pi t)) / 2.
+        Cyclical: ``kl_cycles`` equal cycles, each linear over its first half and at beta over its
+        second; the last one ends the warm-up. Source: Fu et al. 2019, arXiv:1903.10145.
+        """
+        if self.kl_warmup == "constant" or step >= self.kl_warmup_steps:
+            return self.beta
+        t = step / self.kl_warmup_steps
+        if self.kl_warmup == "cosine":
+            t = (1.0 - math.cos(math.pi * t)) / 2.0
+        elif self.kl_warmup == "cyclical":
+            t = min(1.0, 2.0 * (t * self.kl_cycles % 1.0))
+        return self.beta * t
+
+    def is_final(self, step: int) -> bool:
+        """Whether the warm-up is over: only then do held-out objectives compare."""
+        return self.kl_warmup == "constant" or step >= self.kl_warmup_steps
 
 
 @dataclass
@@ -60,7 +82,7 @@ class Progress:
 
     step: int = 0
     best_step: int = -1
-    best_elbo: float = -math.inf
+    best_objective: float = -math.inf  # the held-out ELBO where beta is 1
     train_elbo_sum: float = 0.0
     train_steps: int = 0
     stopped_by: str = ""
@@ -78,11 +100,12 @@ def train(
     report: Callable[[Progress], None] = lambda progress: None,
     tag: str = "",
 ) -> Progress:
-    """Maximise the ELBO of ``training``; leave in ``model`` the weights of the best held-out ELBO.
+    """Maximise the ELBO of ``training``; leave in ``model`` the weights of the best held-out one.
 
-    Early stopping counts only from the step at which beta has reached 1: an ELBO under a lighter KL
-    term is not comparable with the final one. It stops when ``patience`` evaluations in a row have
-    not improved the best by ``min_improvement`` nats a cell; a smaller gain is no new best.
+    Early stopping looks at reconstruction - beta KL of the validation cells, and only from the step
+    at which the warm-up is over: the same under a lighter KL term is not comparable with the final
+    one. It stops when ``patience`` evaluations in a row have not improved the best by
+    ``min_improvement`` nats a cell; a smaller gain is no new best.
 
     A checkpoint is written to ``checkpoint`` every ``checkpoint_seconds`` and removed by
     :func:`remove_checkpoint` once the caller has stored the result. One that was written by another
@@ -98,9 +121,9 @@ def train(
     progress = _load_checkpoint(checkpoint, key, model, optimizer, best)
     if progress is None:
         progress = Progress()
-        if plan.beta(0) == 1.0:  # fine-tuning: the start is a model to beat
+        if plan.is_final(0):  # fine-tuning: the start is a model to beat
             progress.best_step = 0
-            progress.best_elbo = held_out_elbo(model, validation, device).elbo
+            progress.best_objective = cell_elbo(model, validation, device).objective(plan.beta)
     written = time.monotonic()
     while not progress.stopped_by:
         _step(model, optimizer, training, batches, plan, progress, device)
@@ -119,19 +142,25 @@ def _optimizer(model: VAE, plan: TrainingPlan, n_cells: int) -> torch.optim.Opti
     """Adam; weight matrices decay by ``weight_decay / n_cells``, the pull of a fixed prior.
 
     A prior counts once and the likelihood once a cell, so the decay that suits 500 cells would
-    flatten 50,000. Biases, norms and theta do not decay: the null profile is not a complexity.
+    flatten 50,000. Biases, norms, theta and the prior do not decay: the null profile is not a
+    complexity.
     """
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2 and p is not model.log_theta]
+    decayed = {layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)}
+    noise = {p for name, p in model.named_parameters() if name in NOISE_PARAMETERS}
+    learned = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": matrices, "weight_decay": plan.weight_decay / n_cells},
-        {"params": vectors, "weight_decay": 0.0},
         {
-            "params": [model.log_theta],
+            "params": [p for p in learned if p in decayed],
+            "weight_decay": plan.weight_decay / n_cells,
+        },
+        {"params": [p for p in learned if p not in decayed | noise], "weight_decay": 0.0},
+        {
+            "params": [p for p in learned if p in noise],
             "weight_decay": 0.0,
-            "lr": LOG_THETA_SPEED * plan.learning_rate,
+            "lr": NOISE_SPEED * plan.learning_rate,
         },
     ]
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=plan.learning_rate)
 
 
@@ -141,12 +170,14 @@ def _step(model, optimizer, training, batches, plan, progress, device) -> None:
     stream = np.random.SeedSequence([plan.seed, progress.step]).generate_state(1, np.uint64)
     torch.manual_seed(int(stream[0] >> 1))
     model.train()
-    x, log_offset = training.batch(batches[progress.step], device)
-    parts = model(x, log_offset)
-    kl = parts.kl.sum(-1).mean()
-    reconstruction = parts.reconstruction.mean()
+    parts = model(training.chunk(batches[progress.step], device))
+    kl, reconstruction = parts.kl.mean(), parts.reconstruction.mean()
     prior = model.log_theta_prior() / len(training)
-    loss = plan.beta(progress.step) * kl - reconstruction - prior
+    penalty = kl
+    if plan.free_bits:
+        # Up to free_bits nats a dimension cost nothing: max(KL_j, free_bits) - KL_j is added back.
+        penalty = kl + (plan.free_bits - parts.kl_dimensions.mean(0)).clamp_min(0.0).sum()
+    loss = plan.beta_at(progress.step) * penalty - reconstruction - prior
     if not torch.isfinite(loss):
         raise FloatingPointError(
             f"the loss is not a number at step {progress.step}; lower train.learning_rate"
@@ -161,29 +192,32 @@ def _step(model, optimizer, training, batches, plan, progress, device) -> None:
 
 def _evaluate(model, validation, plan, progress, best, batches, device) -> None:
     """Record the held-out ELBO, keep the best weights, decide whether to stop."""
-    held_out = held_out_elbo(model, validation, device)
-    if not math.isfinite(held_out.elbo):
+    held_out = cell_elbo(model, validation, device)
+    objective = held_out.objective(plan.beta)
+    if not math.isfinite(objective):
         raise FloatingPointError(
             f"the held-out ELBO is not a number at step {progress.step}; lower train.learning_rate"
         )
-    beta = plan.beta(progress.step)
+    at = embed(model, validation, device)
     progress.history.append(
         {
             "step": progress.step,
             "epoch": progress.step / batches.steps_per_epoch,
-            "beta": beta,
+            "beta": plan.beta_at(progress.step),
             "learning_rate": plan.learning_rate,
             "train_elbo": progress.train_elbo_sum / progress.train_steps,
-            "validation_elbo": held_out.elbo,
-            "validation_reconstruction": held_out.reconstruction,
-            "validation_kl": float(held_out.kl.sum()),
+            "validation_elbo": held_out.mean,
+            "validation_reconstruction": float(held_out.reconstruction.mean()),
+            "validation_kl": float(held_out.kl.mean()),
+            "active_units": active_units(at.mean),
+            "mutual_information": mutual_information(at),
         }
     )
-    progress.kl.append([float(value) for value in held_out.kl])
+    progress.kl.append([float(value) for value in held_out.kl_dimensions.mean(0)])
     progress.train_elbo_sum, progress.train_steps = 0.0, 0
-    if beta == 1.0:
-        if held_out.elbo > progress.best_elbo + plan.min_improvement or progress.best_step < 0:
-            progress.best_elbo, progress.best_step = held_out.elbo, progress.step
+    if plan.is_final(progress.step):
+        if objective > progress.best_objective + plan.min_improvement or progress.best_step < 0:
+            progress.best_objective, progress.best_step = objective, progress.step
             for name, tensor in model.state_dict().items():
                 best[name].copy_(tensor)
         waited = (progress.step - progress.best_step) / plan.validation_interval
@@ -204,7 +238,8 @@ def fingerprint(
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     for data in (training, validation):
-        for array in (data.counts.data, data.counts.indices, data.counts.indptr, data.log_offset):
+        matrix = (data.counts.data, data.counts.indices, data.counts.indptr)
+        for array in (*matrix, data.log_offset, data.covariates, data.batch):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
