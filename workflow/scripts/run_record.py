@@ -194,11 +194,12 @@ def _generative_model(train: dict, likelihood: str) -> str:
     }[train["library_size"]]
     mean = f"{size}, {DECODERS[train['decoder']]}, " if likelihood != "gaussian" else ""
     prior = PRIORS[train["prior"]].format(n=train["prior_components"])
+    hidden = f"hidden layer{'s' * (train['n_layers'] > 1)} of {train['n_hidden']} units"
+    layers = f"{train['n_layers']} {hidden}" if train["n_layers"] else "linear maps"
     sentences = [
         "Counts were modelled by a variational autoencoder (Kingma & Welling 2014; Lopez et al. "
         f"2018) with {scatter}, {mean}and {prior}"
-        f" ({train['n_latent']} latent dimensions; {train['n_layers']} hidden layers of "
-        f"{train['n_hidden']} units in encoder and decoder, normalization: "
+        f" ({train['n_latent']} latent dimensions; {layers} in encoder and decoder, normalization: "
         f"{train['normalization']}, dropout {train['dropout']:g})."
     ]
     if train["skip"] in SKIPS:

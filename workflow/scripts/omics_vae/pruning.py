@@ -27,11 +27,11 @@ from scipy.optimize import brentq
 from omics_vae.collapse import aggregated_kl
 from omics_vae.data import CountData
 from omics_vae.inference import cell_elbo, embed
+from omics_vae.likelihoods import NegativeBinomial
 from omics_vae.model import VAE
 
 EVIDENCE_DRAWS = 16  # of z a cell: a verdict stands on these numbers, early stopping on fewer
 AXES_CELLS = 5000  # of the singular values: cost is the square of the smaller side
-RESIDUAL_LIMIT = 10.0  # SDs; one huge count must not become an axis of its own
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,9 @@ def hard_threshold(singular_values: np.ndarray, shape: tuple[int, int]) -> float
 def signal_axes(data: CountData, seed: int = 0) -> int:
     """How many singular values of the cells' counts stand above the noise.
 
-    Of the Pearson residuals from one pooled profile under the Poisson, which is what the counts of
-    like cells would scatter by, centred by gene. Genes without a count are left out.
+    Of the signed square roots of the NB deviance (theta = 1) from one pooled profile, each gene
+    centred and scaled to unit variance: noise of one size, as the threshold asks for, while the
+    deviance undoes most of the curvature that would make several linear axes of one.
     """
     if len(data) > AXES_CELLS:
         chosen = np.random.default_rng(seed).choice(len(data), AXES_CELLS, replace=False)
@@ -157,8 +158,10 @@ def signal_axes(data: CountData, seed: int = 0) -> int:
     x = x[:, x.sum(0) > 0]
     size = np.exp(data.log_offset)
     mu = np.outer(size, x.sum(0) / size.sum())
-    residuals = np.clip((x - mu) / np.sqrt(mu), -RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+    pooled = NegativeBinomial(torch.from_numpy(np.log(mu)), torch.zeros(()))
+    residuals = np.sign(x - mu) * np.sqrt(pooled.deviance(x))
     residuals -= residuals.mean(0)
+    residuals /= np.maximum(residuals.std(0), 1e-12)
     square = residuals @ residuals.T if len(x) < x.shape[1] else residuals.T @ residuals
     values = np.sqrt(np.maximum(eigvalsh(square), 0.0))
     return int((values > hard_threshold(values, x.shape)).sum())
