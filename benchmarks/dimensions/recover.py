@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.extend([str(ROOT / "workflow" / "scripts"), str(ROOT / "tests")])
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from omics_vae.initialisation import start_from
 from omics_vae.model import VAE, Architecture
@@ -20,7 +20,7 @@ from omics_vae.training import train
 from simulated_counts import CPU, simulate
 from train_vae import training_plan
 
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "config.yaml").read_text())
 N_GENES, LOADING, START = 1000, 0.3, 32
 
 
