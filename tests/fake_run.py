@@ -1,6 +1,7 @@
 """A plausible finished run, invented: every table and summary that figures and report read.
 
     write_fake_run(folder, n_samples=3, n_cells=900, share_odd=0.05)
+    write_optional_stages(folder)     # likelihood: auto, a grid of betas, three seeds
 
 The cells are points of a few groups, not counts of real genes; nothing here is a result.
 """
@@ -135,6 +136,8 @@ def _write_model_stages(run: Path, cells: pd.DataFrame, rng) -> None:
     history["validation_elbo"] = history["train_elbo"] - 4 - step / 1000
     history["validation_reconstruction"] = history["validation_elbo"] + 12
     history["validation_kl"] = 12.0
+    history["active_units"] = np.minimum(4, 1 + step // 300)
+    history["mutual_information"] = 4 * (1 - np.exp(-step / 500))
     _save(history, run / "train/seed1/history.parquet")
     kl_end = np.array([4.0, 3.1, 2.2, 0.9, 0.02, 0.01])
     kl = pd.DataFrame(
@@ -147,13 +150,19 @@ def _write_model_stages(run: Path, cells: pd.DataFrame, rng) -> None:
         run / "train/seed1/summary.json",
         **{"best_step": 1500, "stopped_by": "early stopping", "warmup_ends_at_step": 800},
         **{"n_train": int(n.get("train", 0)), "n_validation": int(n.get("validation", 0))},
-        **{"device": "cpu", "threads": 2, "seed": 1, "active_units": 4},
+        **{"device": "cpu", "threads": 2, "seed": 1, "active_units": 4, "beta": 1},
+        **{"architecture": {"likelihood": "nb", "n_latent": N_LATENT}, "n_latent": N_LATENT},
+        **{"elbo": -606.1, "elbo_se": 1.2, "rate": 10.2, "distortion": 595.9},
+        **{"mutual_information": 3.96, "signal_axes": 5, "collapse": None},
     )
     evidence = pd.DataFrame({"dimension": range(N_LATENT), "kl": kl_end})
+    evidence["kl_se"] = 0.02
     evidence["aggregated_kl"] = 0.1 * kl_end
     evidence["mean_variance"] = kl_end / 5
     evidence["ablation"] = 2.5 * kl_end - 0.02
+    evidence["ablation_se"] = 0.3
     evidence["kept"] = kl_end > 0.1
+    evidence["sure"] = np.arange(N_LATENT) != 4
     evidence["reason"] = np.where(evidence["kept"], "used", "unused by every test")
     _save(evidence, run / "prune/seed1/evidence.parquet")
     elbo = pd.DataFrame({"stage": ["trained", "cut", "fine-tuned"], "n_latent": [6, 4, 4]})
@@ -162,18 +171,81 @@ def _write_model_stages(run: Path, cells: pd.DataFrame, rng) -> None:
     _save(elbo, run / "prune/seed1/elbo.tsv")
     _summary(
         run / "prune/seed1/summary.json",
-        **{"n_before": 6, "n_kept": 4, "min_kl": 0.1, "min_ablation": 0.05},
+        **{"n_latent": 6, "n_kept": 4, "n_kept_range": [4, 5], "n_would_stay_again": 4},
+        **{"min_kl": 0.1, "min_ablation": 0.05},
     )
     latent = cells[["cell_id"]].copy()
     for d in range(4):
         latent[f"mean_{d}"] = rng.normal(0, 1, len(cells)) + 4 * (cells["cell_type"] == "B cell")
     for d in range(4):
         latent[f"variance_{d}"] = 0.1
+    latent["log_size"], latent["log_size_variance"] = np.log(cells["library_size"]), 0.0
     _save(latent, run / "embed/seed1/latent.parquet")
     plane = cells[["cell_id"]].assign(
         umap_1=latent["mean_0"] + cells["is_anomaly"] * 3.0, umap_2=latent["mean_1"]
     )
     _save(plane, run / "embed/seed1/umap.parquet")
+
+
+def _write_evidence(run: Path, cells: pd.DataFrame) -> None:
+    """As measure_evidence: a group of one cell has no standard error."""
+    held_out = cells[cells["split"] != "train"]
+    tables = [
+        held_out.groupby(name).size().rename("n_cells").rename_axis("group").reset_index()
+        for name in ("split", "sample", "cell_type")
+    ]
+    names = np.repeat(["split", "sample", "cell_type"], [len(table) for table in tables])
+    groups = pd.concat(tables).reset_index(drop=True)
+    groups.insert(0, "grouped_by", names)
+    groups["elbo"], groups["elbo_refined"], groups["log_p"] = -605.5, -604.6, -603.2
+    groups["gap"] = 0.87
+    groups["gap_se"] = np.where(groups["n_cells"] > 1, 0.031, np.nan)
+    groups["effective_samples"] = 17.5
+    _save(groups, run / "evidence/groups.tsv")
+    _summary(
+        run / "evidence/summary.json",
+        **{"n_cells": len(held_out), "n_normal": int((held_out["split"] != "query").sum())},
+        **{"samples": 50, "elbo": -605.5, "log_p": -603.2, "gap": 0.87, "gap_se": 0.01},
+        **{"effective_samples": 17.5, "refine_steps": 30, "for_scores": False},
+    )
+
+
+def write_optional_stages(run: Path) -> Path:
+    """What a finished run has with likelihood: auto, a grid of betas and three seeds."""
+    comparison = pd.DataFrame({"likelihood": ["zinb", "nb", "poisson"]})
+    comparison["log_p"], comparison["log_p_se"] = [-603.1, -603.2, -640.6], 1.1
+    comparison["difference"], comparison["difference_se"] = [0.1, 0.0, -37.4], [0.07, 0.0, 1.3]
+    comparison["chosen"] = comparison["likelihood"] == "nb"
+    _save(comparison, run / "likelihood/comparison.tsv")
+    _summary(
+        run / "likelihood/summary.json",
+        **{"chosen": "nb", "n_cells": 77, "samples": 50},
+        zeros="Zero inflation is not supported by the data (+0.1 ± 0.07 nats a cell against the "
+        "negative binomial, standard error).",
+    )
+    curve = pd.DataFrame({"beta": [0.5, 1.0, 2.0, 4.0], "rate": [14.0, 10.2, 6.5, 6.6]})
+    curve["distortion"] = [594.0, 595.9, 599.0, 604.0]
+    curve["elbo"], curve["elbo_se"] = -curve["rate"] - curve["distortion"], 1.2
+    curve["active_units"], curve["mutual_information"] = [5, 4, 3, 3], [3.97, 3.96, 3.5, 3.4]
+    curve["on_envelope"], curve["chosen"] = [True, True, True, False], curve["beta"] == 1
+    _save(curve, run / "rate_distortion/curve.tsv")
+    _summary(
+        run / "rate_distortion/summary.json",
+        ["beta = 0.5 has a held-out ELBO 3 nats a cell above; consider train.beta: 0.5."],
+        **{"betas": curve["beta"].tolist(), "chosen": 1, "n_validation": 77},
+    )
+    pairs = pd.DataFrame({"seed": [1, 1, 2], "other_seed": [2, 3, 3]})
+    pairs["n_latent"], pairs["n_latent_other"] = [4, 4, 5], [5, 4, 4]
+    pairs["canonical_correlation_mean"] = [0.97, 0.96, 0.95]
+    pairs["canonical_correlation_smallest"] = [0.91, 0.9, 0.89]
+    pairs["shared_neighbours"], pairs["score_spearman"] = [0.61, 0.6, 0.59], [0.93, 0.92, 0.94]
+    pairs["flagged_both"], pairs["flagged_either"] = [18, 17, 19], [21, 22, 23]
+    _save(pairs, run / "stability/pairs.tsv")
+    _summary(
+        run / "stability/summary.json",
+        **{"seeds": [1, 2, 3], "n_cells": 900, "n_flagged_by_all": 16, "n_flagged_by_any": 24},
+    )
+    return run
 
 
 def _write_anomalies(run: Path, cells: pd.DataFrame, warnings: list[str], gene: str) -> None:
@@ -230,5 +302,6 @@ def write_fake_run(
     _write_input_stages(run, cells, rng)
     _write_counts(run, cells, rng)
     _write_model_stages(run, cells, rng)
+    _write_evidence(run, cells)
     _write_anomalies(run, cells, list(warnings), gene)
     return run

@@ -17,8 +17,16 @@ class Named(dict):
 
 
 def run_script(rule: str, folder: Path, input: dict, output: dict, params: dict, **wildcards):
-    """The output paths (under ``folder``), by name. A user's error ends in SystemExit."""
-    outputs = Named({name: str(folder / file) for name, file in output.items()})
+    """The output paths (under ``folder``), by name. A user's error ends in SystemExit.
+
+    An output may be a list of files.
+    """
+    outputs = Named(
+        {
+            name: str(folder / file) if isinstance(file, str) else [str(folder / f) for f in file]
+            for name, file in output.items()
+        }
+    )
     given = SimpleNamespace(
         rule=rule,
         input=Named(input),
@@ -27,7 +35,11 @@ def run_script(rule: str, folder: Path, input: dict, output: dict, params: dict,
         wildcards=SimpleNamespace(**wildcards),
         log=[str(folder / f"{rule}.log")],
         threads=1,
+        scriptdir=str(SCRIPTS),
     )
     # Snakemake writes a line before the script that sets this global.
     runpy.run_path(str(SCRIPTS / f"{rule}.py"), {"snakemake": given}, run_name="__main__")
-    return {name: Path(path) for name, path in outputs.items()}
+    return {
+        name: Path(path) if isinstance(path, str) else [Path(p) for p in path]
+        for name, path in outputs.items()
+    }

@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from scipy.stats import (
     binomtest,
     chisquare,
@@ -22,7 +23,6 @@ from omics_vae.anomaly import (
     combine_channels,
     conformal_p,
     depth_line,
-    nb_surprise,
     pearson_residuals,
     pooled_rates,
     residual_channels,
@@ -30,7 +30,7 @@ from omics_vae.anomaly import (
     shared_program_channel,
     unseen_genes_channel,
 )
-from omics_vae.likelihoods import nb_deviance, nb_two_sided_p
+from omics_vae.likelihoods import Gaussian, NegativeBinomial, Poisson, ZeroInflatedNB
 
 
 @pytest.fixture
@@ -38,30 +38,54 @@ def rng():
     return np.random.default_rng(0)
 
 
+def nb(mu, theta) -> NegativeBinomial:
+    return NegativeBinomial(torch.log(torch.tensor(mu)), torch.log(torch.tensor(theta)))
+
+
 def test_surprise_is_minus_log_of_the_two_sided_p(rng):
     theta = np.array([0.05, 0.5, 1.0, 20.0, 2e4])
     mu = 10.0 ** rng.uniform(-6, 4, (300, 5))
     x = rng.poisson(mu * rng.choice([0.0, 1.0, 3.0], (300, 5))).astype(float)
     x[0], mu[0] = 0.0, 1e4  # beyond float64: 1e4 expected, none seen
-    found = nb_surprise(x, mu, theta)
+    expected = nb(mu, theta)
+    found = expected.surprise(x)
     assert (x == 0).sum() > 300
-    np.testing.assert_allclose(found, -np.log(nb_two_sided_p(x, mu, theta)), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(found, -np.log(expected.two_sided_p(x)), rtol=1e-8, atol=1e-8)
     assert found.max() == pytest.approx(300 * np.log(10))
     assert (found >= 0).all()
 
 
-def test_residual_channels_are_what_they_say(rng):
-    mu, theta = rng.uniform(0.1, 20, (40, 30)), rng.uniform(0.5, 5, 30)
-    x = rng.poisson(mu).astype(float)
+def likelihoods(rng) -> dict:
+    """Of 40 cells and 30 genes, by name."""
+    log_mu = torch.log(torch.tensor(rng.uniform(0.1, 20, (40, 30))))
+    log_theta = torch.log(torch.tensor(rng.uniform(0.5, 5, 30)))
+    logit = torch.tensor(rng.normal(-2, 1, (40, 30)))
+    return {
+        "nb": NegativeBinomial(log_mu, log_theta),
+        "nb of each cell": NegativeBinomial(log_mu, log_theta + 0.1 * logit),
+        "zinb": ZeroInflatedNB(log_mu, log_theta, logit),
+        "poisson": Poisson(log_mu),
+        "gaussian": Gaussian(log_mu, torch.exp(log_theta)),
+    }
+
+
+@pytest.mark.parametrize("name", ["nb", "nb of each cell", "zinb", "poisson", "gaussian"])
+def test_residual_channels_are_what_they_say(rng, name):
+    expected = likelihoods(rng)[name]
+    torch.manual_seed(0)
+    x = expected.sample().numpy()
     x[7, 3] += 400
-    found = residual_channels(x, mu, theta, program_genes=10)
-    surprise = np.sort(-np.log(nb_two_sided_p(x, mu, theta)), axis=1)
+    found = residual_channels(x, expected, program_genes=10)
+    surprise = np.sort(-np.log(expected.two_sided_p(x)), axis=1)
     np.testing.assert_allclose(found["program"], np.log1p(surprise[:, -10:].mean(1)))
     np.testing.assert_allclose(found["single_gene"], np.log1p(surprise[:, -1]))
-    np.testing.assert_allclose(found["profile"], np.log1p(nb_deviance(x, mu, theta).sum(1)))
-    assert found["single_gene"].argmax() == 7
+    np.testing.assert_allclose(found["profile"], np.log1p(expected.deviance(x).sum(1)))
+    assert {channel: values.argmax() for channel, values in found.items()} == dict.fromkeys(
+        found, 7
+    )
+    assert all(values.shape == (40,) and np.isfinite(values).all() for values in found.values())
     # A panel with fewer genes than the program asks for averages those it has.
-    few = residual_channels(x, mu, theta, program_genes=1000)
+    few = residual_channels(x, expected, program_genes=1000)
     np.testing.assert_allclose(few["program"], np.log1p(surprise.mean(1)))
 
 
@@ -238,10 +262,12 @@ def test_channels_of_a_kind_are_averaged_and_have_one_vote(rng):
 def test_pearson_residuals_are_standard_under_the_model_and_bounded(rng):
     mu, theta = np.full((20_000, 3), [0.5, 5.0, 50.0]), np.array([0.5, 2.0, 10.0])
     x = nbinom.rvs(theta, theta / (theta + mu), random_state=rng)
-    residuals = pearson_residuals(x, mu, theta)
+    residuals = pearson_residuals(x, nb(mu, theta))
     np.testing.assert_allclose(residuals.mean(0), 0.0, atol=0.05)
     np.testing.assert_allclose(residuals.std(0), 1.0, atol=0.1)
-    assert pearson_residuals(np.array([[10**6]]), np.ones((1, 1)), np.ones(1)).item() == 10.0
+    one = nb(np.ones((1, 1)), np.ones(1))
+    assert pearson_residuals(np.array([[10**6]]), one).item() == 10.0
+    assert pearson_residuals(np.array([[-100.0]]), Gaussian(*torch.ones(2, 1, 1))).item() == -10.0
 
 
 def test_shared_axes_are_the_leading_principal_axes(rng):

@@ -8,15 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workflow_copy import SAMPLES, SETTINGS, WorkflowCopy, small_counts
+from workflow_copy import HEADER, SAMPLES, SETTINGS, WorkflowCopy, small_counts
 
 pytest_plugins = ["workflow_copy"]
 
 HEALTHY, PATIENT = SAMPLES
 
 
-def with_rows(*rows: str, **options) -> Callable[[WorkflowCopy], None]:
-    return lambda copy: copy.write_samples(*rows, **options)
+def with_rows(*rows: str, header: str = HEADER, **sections) -> Callable[[WorkflowCopy], None]:
+    def apply(copy: WorkflowCopy) -> None:
+        copy.write_samples(*rows, header=header)
+        copy.write_config(**sections)
+
+    return apply
 
 
 def with_settings(**sections) -> Callable[[WorkflowCopy], None]:
@@ -123,7 +127,7 @@ CASES: dict[str, tuple[Callable[[WorkflowCopy], None], str]] = {
     "an obs column that is not there": (
         with_rows(HEALTHY, "patient data/patient.h5ad obs:rolle"),
         "data/patient.h5ad: obs has no column 'rolle', asked for by the sample table's column "
-        "role; it has: nothing",
+        "role; it has: lane",
     ),
     "symbols against Ensembl ids": (
         with_patient(name_by_ensembl),
@@ -150,6 +154,28 @@ CASES: dict[str, tuple[Callable[[WorkflowCopy], None], str]] = {
         with_settings(library_size={"method": "column", "column": "depth"}),
         r"sample healthy: library_size\.column is depth, but its cells have no such column \(they "
         r"have .*\); correct it or set library_size\.method: total",
+    ),
+    "a batch of the query alone": (
+        with_rows(
+            f"{HEALTHY} one",
+            f"{PATIENT} two",
+            header="sample path role batch",
+            train={"covariates": ["batch"]},
+        ),
+        "config: train.covariates: batch two occurs in query samples only, so the model cannot "
+        "know its effect; bring reference samples of it, leave out those query samples, or remove "
+        "batch from the model",
+    ),
+    "a covariate whose values only the query has, inside the files": (
+        with_settings(train=SETTINGS["train"] | {"covariates": ["cell"]}),
+        r"train\.covariates: cell: CELL\d+, CELL\d+, CELL\d+ occurs in query cells and in no "
+        r"training cell, so the model cannot know its effect; bring reference cells of it, leave "
+        r"out those samples, or remove cell from the model",
+    ),
+    "a likelihood and a setting that do not go together": (
+        with_settings(train={"likelihood": "gaussian", "library_size": "latent"}),
+        "config: train.library_size: latent: a Gaussian models counts at a common depth and has "
+        "no library size; set it to observed",
     ),
     "limits that no cell passes": (
         with_settings(preprocess={"filter_cells": {"min_counts": 5000}}),

@@ -9,6 +9,7 @@ import yaml
 from configuration import (
     ConfigurationError,
     check_config,
+    check_covariates,
     check_files,
     files_inside,
     read_samples,
@@ -158,7 +159,166 @@ CONFIG_FAULTS = {
         "preprocess: {filter_cells: {min_genes: 500, max_genes: 400}}",
         "config: preprocess.filter_cells: min_genes 500 exceeds max_genes 400; no cell could pass",
     ),
+    "text for a list": (
+        "train: {covariates: batch}",
+        "config: train.covariates: must be a list, as [a, b], not 'batch'",
+    ),
+    "a number for a list": (
+        "rate_distortion: {betas: 0.5}",
+        "config: rate_distortion.betas: must be a list, as [a, b], not 0.5",
+    ),
+    "null for a list": (
+        "train: {continuous_covariates: null}",
+        "config: train.continuous_covariates: must be a list, as [a, b], not null",
+    ),
+    "a section for a list": (
+        "train: {covariates: {batch: true}}",
+        "config: train.covariates: must be a list, as [a, b], not {'batch': True}",
+    ),
+    "a number for text in a list": (
+        "train: {covariates: [batch, 5]}",
+        "config: train.covariates.1: must be text, not 5; put it in quotes",
+    ),
+    "a list in a list": (
+        "train: {covariates: [[batch]]}",
+        "config: train.covariates.0: must be text, not ['batch']",
+    ),
+    "empty text in a list": (
+        'train: {covariates: [""]}',
+        "config: train.covariates.0: must not be empty, not ''",
+    ),
+    "an entry twice": (
+        "train: {covariates: [batch, donor, batch]}",
+        "config: train.covariates: must not name a thing twice, not ['batch', 'donor', 'batch']",
+    ),
+    "a number twice, written two ways": (
+        "rate_distortion: {betas: [2, 0.5, 2.0]}",
+        "config: rate_distortion.betas: must not name a thing twice, not [2, 0.5, 2.0]",
+    ),
+    "text for a number in a list": (
+        "rate_distortion: {betas: [0.5, 1e-3]}",
+        "config: rate_distortion.betas.1: must be a number, not '1e-3'; YAML reads 1e-3 as text, "
+        "write 1.0e-3",
+    ),
+    "a beta of 0": (
+        "rate_distortion: {betas: [0, 0.5]}",
+        "config: rate_distortion.betas.0: must be larger than 0, not 0",
+    ),
+    "no seed": (
+        "stability: {n_seeds: 0}",
+        "config: stability.n_seeds: must be at least 1, not 0",
+    ),
+    "an unknown likelihood": (
+        "train: {likelihood: znb}",
+        "config: train.likelihood: must be one of nb, zinb, poisson, gaussian, auto, not 'znb'; "
+        "did you mean zinb?",
+    ),
+    "YAML's no for none": (
+        "train: {skip: no}",
+        "config: train.skip: must be one of none, plain, film, not False",
+    ),
+    # What each choice of the model does not go with.
+    **{
+        f"a dispersion of {likelihood}": (
+            f"train: {{likelihood: {likelihood}, dispersion: gene_batch}}",
+            "config: train.dispersion: gene_batch: only nb and zinb have a dispersion; set it to "
+            f"gene or change train.likelihood ({likelihood})",
+        )
+        for likelihood in ("poisson", "gaussian")
+    },
+    "a variance of counts": (
+        "train: {gaussian_variance: 0.5}",
+        "config: train.gaussian_variance: only likelihood: gaussian has one; set it to null",
+    ),
+    "a library size of log counts": (
+        "train: {likelihood: gaussian, library_size: latent}",
+        "config: train.library_size: latent: a Gaussian models counts at a common depth and has no "
+        "library size; set it to observed",
+    ),
+    "a free decoder of log counts": (
+        "train: {likelihood: gaussian, decoder: free}",
+        "config: train.decoder: free: a Gaussian's mean is free by itself; set it to softmax, the "
+        "default",
+    ),
+    **{
+        f"{skip} without hidden units": (
+            f"train: {{skip: {skip}, n_layers: 0}}",
+            f"config: train.skip: {skip}: needs hidden units to skip from; raise train.n_layers",
+        )
+        for skip in ("plain", "film")
+    },
+    "covariates for the encoder that are not there": (
+        "train: {encode_covariates: true}",
+        "config: train.encode_covariates: there are none; list them under train.covariates",
+    ),
+    "a covariate of both kinds": (
+        "train: {covariates: [batch, age], continuous_covariates: [age]}",
+        "config: train.covariates: age: stands under both kinds; remove one",
+    ),
 }
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_a_number_in_a_list_must_be_finite_too(value):
+    (line,) = faults_of_config(f"rate_distortion: {{betas: [0.5, {value}]}}")
+    assert line.startswith(
+        f"config: rate_distortion.betas.1: must be a finite number, not {value[1:]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "home"),
+    [
+        ("learning_rate: 0.01", "train"),
+        ("train: {samples: 50}", "evidence"),
+        ("preprocess: {library_size: {method: total}}", "at the top"),
+    ],
+)
+def test_a_key_that_two_sections_have_is_sent_to_both(text, home):
+    (line,) = faults_of_config(text)
+    assert "unknown key here; it belongs" in line
+    assert home in line
+
+
+def test_the_last_of_several_seeds_must_be_a_seed_too():
+    """scikit-learn takes no larger one."""
+    check = "{{run: r, samples: s, seed: 4294967290, stability: {{n_seeds: {}}}}}"
+    check_config(yaml.safe_load(check.format(6)), SCHEMA)
+    (line,) = faults_of_config("{seed: 4294967290, stability: {n_seeds: 7}}")
+    assert line.startswith("config: ") and "; " in line
+
+
+def test_choices_of_the_model_that_go_together_are_taken():
+    for text in (
+        "{likelihood: auto, dispersion: gene_cell, library_size: latent, decoder: free}",
+        "{likelihood: zinb, dispersion: gene_batch}",
+        "{likelihood: gaussian, gaussian_variance: 0.5}",
+        "{likelihood: poisson, library_size: latent, decoder: free}",
+        "{skip: film, n_layers: 1}",
+        "{skip: none, n_layers: 0}",
+        "{prior: vamp, normalization: batch}",
+        "{prior: mixture, normalization: batch}",
+        "{continuous_covariates: [age], encode_covariates: true}",
+        "{kl_warmup: constant, kl_warmup_steps: 500, max_steps: 100}",
+    ):
+        config = yaml.safe_load(f"{{run: r, samples: s, train: {text}}}")
+        check_config(config, SCHEMA)
+
+
+@pytest.mark.parametrize("warm_up", ["linear", "cosine", "cyclical"])
+def test_no_warm_up_may_end_after_training(warm_up):
+    (line,) = faults_of_config(
+        f"train: {{kl_warmup: {warm_up}, kl_warmup_steps: 300, max_steps: 200}}"
+    )
+    assert line.startswith("config: train.kl_warmup_steps: the warm-up (300 steps) would end")
+
+
+def test_all_contradictions_are_told_at_once():
+    text = "train: {likelihood: gaussian, library_size: latent, decoder: free, skip: film, "
+    found = faults_of_config(text + "n_layers: 0}")
+    assert [line.split(":")[1] for line in found] == [
+        *(" train.library_size", " train.decoder", " train.skip"),
+    ]
 
 
 @pytest.mark.parametrize("name", CONFIG_FAULTS)
@@ -449,6 +609,69 @@ def test_all_columns_are_carried_as_text_and_the_order_stays(here):
     }
     assert samples["A-2"]["donor"] == "obs:who"
     assert samples["A-2"]["age"] == ""
+
+
+# ---- covariates that the table alone can judge
+
+
+def faults_of_covariates(table: str, **train) -> list[str]:
+    config = check_config({"run": "r", "samples": "t.tsv", "train": train}, SCHEMA)
+    try:
+        check_covariates(config, read(table))
+    except ConfigurationError as error:
+        return str(error).split("\n")
+    return []
+
+
+WITH_BATCH = "sample path role batch age\nA a.h5ad reference one 30\n{}\n"
+NEW_BATCH = WITH_BATCH.format("B b.h5ad query two 40")
+ASKED = {"covariates": ["batch"]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [(ASKED, "train.covariates"), ({"dispersion": "gene_batch"}, "train.dispersion: gene_batch")],
+    ids=["covariate", "dispersion"],
+)
+def test_a_batch_of_the_query_alone_says_what_to_do(here, asked, key):
+    assert faults_of_covariates(NEW_BATCH, **asked) == [
+        f"config: {key}: batch two occurs in query samples only, so the model cannot know its "
+        "effect; bring reference samples of it, leave out those query samples, or remove batch "
+        "from the model"
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "B b.h5ad query one 40",
+        # What stands inside a file is judged when the model is made.
+        "B b.h5ad query obs:lane 40",
+        "B b.h5ad query  40",
+        "B b.h5ad obs:role two 40",
+        "B b.h5ad query two 40\nC a.h5ad reference two 50",
+        "B b.h5ad query one 40\nC a.h5ad reference three 50",
+    ],
+    ids=["shared", "in the file", "empty", "role in the file", "two references", "not in query"],
+)
+def test_batches_that_are_known_or_not_known_yet_pass(here, row):
+    assert faults_of_covariates(WITH_BATCH.format(row), **ASKED) == []
+
+
+def test_what_is_not_asked_for_may_be_of_the_query_alone(here):
+    assert faults_of_covariates(NEW_BATCH) == []
+    assert faults_of_covariates(NEW_BATCH, covariates=["donor"]) == []
+    # A number that no reference has is no level: the model extends a line to it.
+    assert faults_of_covariates(NEW_BATCH, continuous_covariates=["age"]) == []
+
+
+def test_every_covariate_at_fault_is_told_and_three_of_its_levels(here):
+    rows = "\n".join(f"{name} b.h5ad query {name} 40" for name in "UVWX")
+    found = faults_of_covariates(WITH_BATCH.format(rows), covariates=["batch", "age"])
+    assert [line.split(" occurs")[0] for line in found] == [
+        "config: train.covariates: batch U, V, W",
+        "config: train.covariates: age 40",
+    ]
 
 
 def test_roles_inside_a_file_may_hold_both(here):

@@ -1,11 +1,22 @@
-"""Minibatches: which cells, in which step."""
+"""Counts into minibatches: which cells, in which step, with what beside their counts."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
-from omics_vae.data import CountData, ShuffledBatches
+from omics_vae.data import CountData, ShuffledBatches, choose_device
 from simulated_counts import CPU, simulate
+
+
+@pytest.fixture(scope="module")
+def data():
+    """20 cells with two covariates and a batch each."""
+    rng = np.random.default_rng(0)
+    covariates = rng.normal(size=(20, 2)).astype(np.float32)
+    return replace(simulate(20, 6).data(), covariates=covariates, batch=2 * np.arange(20) % 5)
 
 
 @pytest.mark.parametrize(
@@ -33,26 +44,70 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
 
 
 @pytest.mark.parametrize("size", [1, 7, 20, 100])
-def test_chunks_are_all_cells_in_their_order(size):
-    data = simulate(20, 6).data()
+def test_chunks_are_all_cells_in_their_order(data, size):
     parts = list(data.chunks(size, CPU))
-    x = np.concatenate([x.numpy() for x, _ in parts])
-    offset = np.concatenate([offset.numpy() for _, offset in parts])
-    np.testing.assert_array_equal(x, data.counts.toarray())
-    np.testing.assert_allclose(offset, data.log_offset, rtol=1e-6)
+    assert max(len(part.x) for part in parts) <= size
+    joined = {
+        name: torch.cat([getattr(part, name) for part in parts]).numpy()
+        for name in ("x", "log_offset", "covariates", "batch")
+    }
+    np.testing.assert_array_equal(joined["x"], data.counts.toarray())
+    np.testing.assert_allclose(joined["log_offset"], data.log_offset, rtol=1e-6)
+    np.testing.assert_array_equal(joined["covariates"], data.covariates)
+    np.testing.assert_array_equal(joined["batch"], data.batch)
 
 
-def test_taking_cells_keeps_counts_and_sizes_together():
-    data = simulate(20, 6).data()
+def test_a_chunk_has_the_types_that_the_model_wants(data):
+    chunk = data.chunk(np.array([4, 2]), CPU)
+    assert [t.dtype for t in chunk] == [torch.float32, torch.float32, torch.float32, torch.int64]
+    np.testing.assert_array_equal(chunk.x, data.counts.toarray()[[4, 2]])
+    assert chunk.batch.tolist() == [3, 4]
+
+
+def test_taking_cells_keeps_all_that_is_known_of_them_together(data):
     mask = np.arange(20) % 3 == 0
     for cells in (mask, np.flatnonzero(mask)):
         taken = data.take(cells)
         assert len(taken) == 7
         np.testing.assert_array_equal(taken.counts.toarray(), data.counts.toarray()[mask])
-        np.testing.assert_array_equal(taken.log_offset, data.log_offset[mask])
+        for name in ("log_offset", "covariates", "batch"):
+            np.testing.assert_array_equal(getattr(taken, name), getattr(data, name)[mask])
+
+
+def test_without_a_design_there_is_one_batch_and_no_covariate():
+    data = simulate(20, 6).data()
+    assert data.covariates.shape == (20, 0)
+    assert (data.batch == 0).all()
+    chunk = data.chunk(slice(0, 3), CPU)
+    assert chunk.covariates.shape == (3, 0)
+    assert chunk.batch.dtype == torch.int64
 
 
 @pytest.mark.parametrize("offset", [[0.0], [0.0, -np.inf], [0.0, np.nan]])
 def test_library_sizes_that_are_missing_or_zero_are_refused(offset):
     with pytest.raises(ValueError, match="library size"):
         CountData(sp.csr_matrix(np.ones((2, 3))), np.array(offset))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"covariates": np.zeros((3, 1), np.float32)}, "2 cells of counts but 3 rows of covari"),
+        ({"batch": np.zeros(1, np.int64)}, "2 cells of counts but 1 batch codes"),
+    ],
+)
+def test_a_design_of_other_cells_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        CountData(sp.csr_matrix(np.ones((2, 3))), np.zeros(2), **wrong)
+
+
+@pytest.mark.parametrize("visible", [False, True])
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, visible):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type == ("cuda" if visible else "cpu")
+    if visible:
+        assert choose_device("cuda").type == "cuda"
+    else:
+        with pytest.raises(ValueError, match="no CUDA device"):
+            choose_device("cuda")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, nbinom
 
 from detect_anomalies import (
     GENE_COLUMNS,
@@ -19,62 +19,58 @@ from detect_anomalies import (
     summarise,
 )
 from evidence_channels import CHANNELS, Cells, raw_channels, standardise
-from job import InputError
-from model_inputs import read_model_inputs
-from omics_vae.inference import dispersion, embed, expected_counts
-from omics_vae.likelihoods import nb_two_sided_p
-from omics_vae.model import save_model
-from omics_vae.training import train
-from run_script import run_script
-from simulated_counts import CPU, SPLITS, TRAIN, small_run
-from train_vae import build_model, training_plan
+from job import InputError, read_json
+from model_jobs import ANOMALY as SETTINGS
+from model_jobs import detect, embed, prune, train
+from omics_vae.inference import cell_elbo, decoded
+from omics_vae.model import load_model
+from simulated_counts import CPU, SPLITS, small_run
 
-OUTPUT = {
-    "cells_tsv": "cells.tsv",
-    "cells": "cells.parquet",
-    "genes_tsv": "genes.tsv",
-    "genes": "genes.parquet",
-    "channels": "channels.tsv",
-    "summary": "summary.json",
-}
-SETTINGS = {"alpha": 0.1, "gene_alpha": 0.05, "program_genes": 10}
 SPIKED = [f"cell{i}" for i in range(408, 420)]
+LONGER = {"max_steps": 200, "checkpoint_seconds": 1e9}
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    """A trained model and cells of which the last 12 have a gene too much, twice."""
+def paths(tmp_path_factory):
+    """Cells of which the last 12 have a gene too much, twice."""
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("inputs")
-    paths = small_run(folder, spike=True)
-    data = read_model_inputs(**paths)
-    model = build_model(data, TRAIN, seed=1)
-    plan = training_plan(TRAIN | {"max_steps": 200, "checkpoint_seconds": 1e9}, 1)
-    train(model, data.split("train"), data.split("validation"), plan, CPU, folder / "c")
-    names = {"weights": "m.safetensors", "description": "m.json", "latent": "latent.parquet"}
-    paths |= {name: str(folder / file) for name, file in names.items()}
-    save_model(model, paths["weights"], paths["description"], data.genes)
-    mean, _ = embed(model, data.data, CPU)
-    latent = pd.DataFrame(mean, columns=[f"mean_{j}" for j in range(4)])
-    latent.insert(0, "cell_id", data.cells.index)
-    latent.to_parquet(paths["latent"])
-    return paths, model, data.genes
+    return small_run(tmp_path_factory.mktemp("inputs"), spike=True)
 
 
 @pytest.fixture(scope="module")
-def cells(inputs):
-    paths, _, genes = inputs
-    return Cells(paths["counts"], paths["library_size"], paths["latent"], genes)
-
-
-def run(folder, paths, **settings):
-    params = {"settings": SETTINGS | settings, "seed": 1, "device": "cpu"}
-    return run_script("detect_anomalies", folder, paths, OUTPUT, params)
+def trained(tmp_path_factory, paths):
+    return train(tmp_path_factory.mktemp("train"), paths, **LONGER)
 
 
 @pytest.fixture(scope="module")
-def detected(tmp_path_factory, inputs):
-    return run(tmp_path_factory.mktemp("anomaly"), inputs[0])
+def latent(tmp_path_factory, paths, trained):
+    return embed(tmp_path_factory.mktemp("embed"), paths, trained)
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return load_model(trained["weights"], trained["description"])[0]
+
+
+@pytest.fixture(scope="module")
+def cells(paths, trained, latent):
+    return cells_of(paths, trained, latent)
+
+
+def cells_of(paths, trained, latent) -> Cells:
+    description = read_json(trained["description"])
+    return Cells(paths["counts"], paths["library_size"], str(latent), description)
+
+
+@pytest.fixture(scope="module")
+def detected(tmp_path_factory, paths, trained, latent):
+    return detect(tmp_path_factory.mktemp("anomaly"), paths, trained, latent)
+
+
+@pytest.fixture
+def run(paths, trained, latent, tmp_path):
+    """Detection again, with some settings changed."""
+    return lambda **changed: detect(tmp_path, paths, trained, latent, **changed)
 
 
 def test_spiked_cells_are_flagged_and_their_genes_named(detected):
@@ -116,21 +112,21 @@ def test_calibration_cells_are_ranked_and_not_judged(detected):
     assert set(summary["channels"]) <= set(CHANNELS)
 
 
-def test_the_same_inputs_give_the_same_bytes(detected, inputs, tmp_path):
-    again = run(tmp_path, inputs[0])
+def test_the_same_inputs_give_the_same_bytes(detected, run):
+    again = run()
     for name, path in detected.items():
         assert again[name].read_bytes() == path.read_bytes(), name
 
 
-def test_a_program_of_one_gene_is_the_single_gene(detected, inputs, tmp_path):
-    one = pd.read_parquet(run(tmp_path, inputs[0], program_genes=1)["cells"])
+def test_a_program_of_one_gene_is_the_single_gene(detected, run):
+    one = pd.read_parquet(run(program_genes=1)["cells"])
     np.testing.assert_array_equal(one["z_program"], one["z_single_gene"])
     ten = pd.read_parquet(detected["cells"])
     assert not np.allclose(ten["z_program"], ten["z_single_gene"], atol=0.1)
 
 
-def test_a_run_that_flags_nobody_still_writes_its_tables(inputs, tmp_path):
-    written = run(tmp_path, inputs[0], alpha=1e-6)
+def test_a_run_that_flags_nobody_still_writes_its_tables(run):
+    written = run(alpha=1e-6)
     assert not pd.read_parquet(written["cells"])["is_anomaly"].any()
     genes = pd.read_parquet(written["genes"])
     assert list(genes.columns) == GENE_COLUMNS
@@ -140,31 +136,34 @@ def test_a_run_that_flags_nobody_still_writes_its_tables(inputs, tmp_path):
     assert any("too few to flag any of 60" in warning for warning in warnings)
 
 
-def test_files_of_another_run_are_one_line_for_the_user(inputs, tmp_path):
-    paths, _, genes = inputs
+def test_files_of_another_run_are_one_line_for_the_user(paths, trained, latent, tmp_path):
+    description = read_json(trained["description"])
+    description["genes"] = [*description["genes"], "unheard of"]
     with pytest.raises(InputError, match="not of one run"):
-        Cells(paths["counts"], paths["library_size"], paths["latent"], [*genes, "unheard of"])
-    pd.read_parquet(paths["latent"]).iloc[::-1].to_parquet(tmp_path / "l.parquet")
+        Cells(paths["counts"], paths["library_size"], str(latent), description)
+    pd.read_parquet(latent).iloc[::-1].to_parquet(tmp_path / "l.parquet")
     with pytest.raises(InputError, match="not of one run"):
-        Cells(paths["counts"], paths["library_size"], str(tmp_path / "l.parquet"), genes)
+        cells_of(paths, trained, tmp_path / "l.parquet")
 
 
-def test_gene_hits_are_benjamini_yekutieli_within_the_cell(inputs, cells):
-    _, model, _ = inputs
-    spiked = int(cells.obs.index.get_loc(SPIKED[0]))
-    everything = gene_hits(model, cells, np.array([spiked]), 1.0, CPU).set_index("gene")
+def test_gene_hits_are_benjamini_yekutieli_within_the_cell(model, cells):
+    spiked = np.array([cells.obs.index.get_loc(SPIKED[0])])
+    everything = gene_hits(model, cells, spiked, 1.0, CPU).set_index("gene")
     assert len(everything) == 60, "at level 1 every gene is listed"
+    everything = everything.loc[list(cells.genes)]
     x = cells.counts[spiked].toarray().ravel()
-    assert (everything.loc[list(cells.genes), "observed"] == x).all()
-    theta = np.ones(60)
-    theta[:40] = dispersion(model)
-    expected = everything.loc[list(cells.genes), "expected"].to_numpy()
-    p = nb_two_sided_p(x, expected, theta)
-    np.testing.assert_allclose(everything.loc[list(cells.genes), "p_value"], p, rtol=1e-8)
-    q = false_discovery_control(p, method="by")
-    np.testing.assert_allclose(everything.loc[list(cells.genes), "q_value"], q, rtol=1e-8)
-    ((_, mu),) = expected_counts(model, cells.latent[[spiked]], np.log(cells.size[[spiked]]), CPU)
-    np.testing.assert_allclose(expected[:40], mu[0], rtol=1e-6)
+    assert (everything["observed"] == x).all()
+    ((_, _, likelihood),) = decoded(
+        model, cells.model_data(spiked), cells.posterior.take(spiked), CPU
+    )
+    expected = everything["expected"].to_numpy()
+    np.testing.assert_allclose(expected[:40], likelihood.mean.numpy()[0], rtol=1e-6)
+    theta = np.append(np.exp(likelihood.log_theta.numpy()), np.ones(20))
+    q = theta / (theta + expected)
+    two = 2 * np.minimum(nbinom.cdf(x, theta, q), nbinom.sf(x - 1, theta, q))
+    np.testing.assert_allclose(everything["p_value"], np.minimum(two, 1), rtol=1e-6)
+    q = false_discovery_control(everything["p_value"], method="by")
+    np.testing.assert_allclose(everything["q_value"], q, rtol=1e-8)
     # Genes outside the model: the share of the reference's counts, at this cell's depth.
     seen = cells.of("train", "validation")
     rate = (cells.counts[seen].toarray().sum(0) + 0.5) / cells.size[seen].sum()
@@ -172,8 +171,7 @@ def test_gene_hits_are_benjamini_yekutieli_within_the_cell(inputs, cells):
     assert set(everything.index[everything["null"] == "pooled"]) == {f"G{g}" for g in range(40, 60)}
 
 
-def test_a_gene_that_is_missing_is_down(inputs, cells):
-    _, model, _ = inputs
+def test_a_gene_that_is_missing_is_down(model, cells):
     normal = int(cells.of("calibration")[0])
     strongest = int(np.asarray(cells.counts[cells.of("train")].sum(0)).argmax())
     changed = object.__new__(Cells)
@@ -188,12 +186,11 @@ def test_a_gene_that_is_missing_is_down(inputs, cells):
     assert hit["observed"] == 0
 
 
-def test_the_reference_alone_decides_what_is_normal(inputs, cells):
+def test_the_reference_alone_decides_what_is_normal(model, cells):
     """Query cells change neither a calibration cell's scores nor their standard.
 
     One channel is made of what all held-out cells share, query included, and so is left out here.
     """
-    _, model, _ = inputs
     held_out = cells.of("validation", "calibration", "query")
     normal = cells.split[held_out] != "query"
     depth = np.log(cells.size[held_out])
@@ -209,9 +206,8 @@ def test_the_reference_alone_decides_what_is_normal(inputs, cells):
         assert score.std() == pytest.approx(1.0, abs=0.35)
 
 
-def test_the_shared_program_does_not_know_who_is_query(inputs, cells):
+def test_the_shared_program_does_not_know_who_is_query(model, cells):
     """Calibration and query cells that trade places keep the axes: the ranks stay exchangeable."""
-    _, model, _ = inputs
     held_out = cells.of("validation", "calibration", "query")
     shuffled = np.random.default_rng(0).permutation(held_out)
     scores = {}
@@ -219,6 +215,80 @@ def test_the_shared_program_does_not_know_who_is_query(inputs, cells):
         score = raw_channels(model, cells, order, SETTINGS, 1, CPU)["shared_program"]
         scores[name] = pd.Series(score, index=order).sort_index()
     np.testing.assert_allclose(scores["held_out"], scores["shuffled"], rtol=1e-4)
+
+
+# ---- other models and posteriors, by the same path
+
+
+OTHERS = {
+    "poisson": {"likelihood": "poisson"},
+    "zinb": {"likelihood": "zinb"},
+    "gaussian": {"likelihood": "gaussian"},
+    "gaussian of a fixed variance": {"likelihood": "gaussian", "gaussian_variance": 0.3},
+    "latent library size": {"library_size": "latent"},
+    "free decoder": {"decoder": "free"},
+    "dispersion a cell": {"dispersion": "gene_cell"},
+    "mixture prior": {"prior": "mixture"},
+    "linear": {"n_layers": 0},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_whole_path_works_with(name, paths, tmp_path):
+    """With so few calibration cells flags hang on one of them, so they are held to little here."""
+    changed = LONGER | OTHERS[name]
+    fit = train(tmp_path / "train", paths, **changed)
+    cut = prune(tmp_path / "prune", paths, fit, **changed)
+    place = embed(tmp_path / "embed", paths, cut)
+    written = detect(tmp_path / "anomaly", paths, cut, place, alpha=0.6)
+    table = pd.read_parquet(written["cells"]).set_index("cell_id")
+    scores = table.filter(regex="^(score|p_value|elbo|z_|p_)")
+    assert np.isfinite(scores.to_numpy(np.float64)).all()
+    assert table.loc[SPIKED, "p_value"].median() <= 0.05
+    assert table.loc[SPIKED, "is_anomaly"].all()
+    usual = table.loc[table["split"] == "calibration", "z_single_gene"]
+    assert (table.loc[SPIKED, "z_single_gene"] > usual.quantile(0.9)).all()
+    genes = pd.read_parquet(written["genes"])
+    for cell in SPIKED:
+        hits = genes[genes["cell_id"] == cell].set_index("gene")
+        assert (hits.loc[["G3", "G55"], "direction"] == "up").all()
+    # What the model expects is in counts, whatever its likelihood is of.
+    spiked = genes[(genes["gene"] == "G3") & genes["cell_id"].isin(SPIKED)]
+    assert spiked["expected"].between(1, 500).all()
+    assert (spiked["observed"] >= 1000).all()
+
+
+def test_a_gaussian_expects_counts_at_the_depth_of_the_cell(paths, tmp_path):
+    fit = train(tmp_path / "train", paths, likelihood="gaussian", **LONGER)
+    place = embed(tmp_path / "embed", paths, fit)
+    model, _ = load_model(fit["weights"], fit["description"])
+    cells = cells_of(paths, fit, place)
+    normal = cells.of("calibration")
+    hits = gene_hits(model, cells, normal, 1.0, CPU)
+    ours = hits[hits["null"] == "model"]
+    by_cell = ours.groupby("cell_id")[["observed", "expected"]].sum()
+    # The mean of a logarithm lies below the logarithm of a mean, so the sum is a little short.
+    assert np.corrcoef(np.log(by_cell.T))[0, 1] > 0.9
+    assert (by_cell["expected"] / by_cell["observed"]).median() == pytest.approx(0.85, abs=0.15)
+
+
+def test_scores_stand_on_refined_posteriors_where_asked_for(paths, trained, latent, tmp_path):
+    refined = embed(tmp_path / "embed", paths, trained, for_scores=True, steps=20)
+    table = pd.read_parquet(detect(tmp_path / "a", paths, trained, refined)["cells"])
+    plain = pd.read_parquet(detect(tmp_path / "b", paths, trained, latent)["cells"])
+    assert (table["elbo"] - plain["elbo"]).mean() > 0.05
+    assert not np.allclose(table["score"], plain["score"], atol=0.01)
+
+
+def test_the_elbo_of_a_cell_is_that_of_its_posterior(detected, model, cells):
+    scored = cells.of("calibration", "query")
+    elbo = cell_elbo(model, cells.model_data(scored), CPU, at=cells.posterior.take(scored))
+    table = pd.read_parquet(detected["cells"]).set_index("cell_id")
+    ours = table.loc[cells.obs.index[scored], "elbo"]
+    np.testing.assert_allclose(ours, elbo.of_cells, rtol=1e-6)
+
+
+# ---- calibration and depth
 
 
 def test_false_positives_are_counted_in_fifths_of_the_depth():

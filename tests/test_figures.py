@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
 import figure_style
@@ -15,8 +16,9 @@ import plot_latent
 import plot_library_size
 import plot_pruning
 import plot_qc
+import plot_rate_distortion
 import plot_training
-from fake_run import write_fake_run
+from fake_run import write_fake_run, write_optional_stages
 from figure_style import category_colours, save_figure, shorten
 
 MM_PER_POINT = 25.4 / 72
@@ -24,7 +26,7 @@ MM_PER_POINT = 25.4 / 72
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    return write_fake_run(tmp_path_factory.mktemp("fake_run"), n_cells=200)
+    return write_optional_stages(write_fake_run(tmp_path_factory.mktemp("fake_run"), n_cells=200))
 
 
 def read_json(path):
@@ -43,7 +45,7 @@ def draw_all(run) -> dict:
         run / "preprocess/counts.h5ad", ["sample", "role", "split", "cell_type", "not there"]
     )
     umap = pd.read_parquet(run / "embed/seed1/umap.parquet")
-    return {
+    drawn = {
         "qc": plot_qc.draw(qc.reset_index(drop=True), limits),
         "library_size": plot_library_size.draw(sizes),
         "training": plot_training.draw(
@@ -59,6 +61,12 @@ def draw_all(run) -> dict:
         "latent": plot_latent.draw(plot_latent.join_cells(umap, obs, cells)),
         "anomalies": plot_anomalies.draw(cells, read_json(run / "anomaly/summary.json")),
     }
+    if (run / "rate_distortion").exists():
+        drawn["rate_distortion"] = plot_rate_distortion.draw(
+            pd.read_csv(run / "rate_distortion/curve.tsv", sep="\t"),
+            read_json(run / "rate_distortion/summary.json"),
+        )
+    return drawn
 
 
 def outputs(folder, name):
@@ -67,14 +75,19 @@ def outputs(folder, name):
 
 
 @pytest.fixture(scope="session")
-def figures(run, tmp_path_factory):
+def drawn(run):
+    return draw_all(run)
+
+
+@pytest.fixture(scope="session")
+def figures(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
-    for name, drawn in draw_all(run).items():
-        save_figure(*drawn, outputs(folder, name))
+    for name, (figure, table) in drawn.items():
+        save_figure(figure, table, outputs(folder, name))
     return folder
 
 
-NAMES = ("qc", "library_size", "training", "pruning", "latent", "anomalies")
+NAMES = ("qc", "library_size", "training", "rate_distortion", "pruning", "latent", "anomalies")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,3 +201,77 @@ def test_input_without_mitochondrial_genes_says_so(run):
     figure, _ = plot_qc.draw(qc, {})
     figure.draw_without_rendering()
     assert "no such genes" in " ".join(text.get_text() for text in figure.axes[2].texts)
+
+
+# ---- training, pruning, rate and distortion
+
+
+def panel_titled(figure, title):
+    return next(ax for ax in figure.axes for at in ("left", "center") if title in ax.get_title(at))
+
+
+def test_training_shows_how_much_of_the_latent_space_is_used(run, drawn):
+    figure, table = drawn["training"]
+    history = pd.read_parquet(run / "train/seed1/history.parquet")
+    information, units = [
+        line for ax in figure.axes for line in ax.get_lines() if line.get_label() in USE
+    ]
+    np.testing.assert_allclose(information.get_ydata(), history["mutual_information"])
+    np.testing.assert_allclose(units.get_ydata(), history["active_units"])
+    # Each on an axis of its own, which starts at 0.
+    assert information.axes is not units.axes
+    assert information.axes.get_ylim()[0] == units.axes.get_ylim()[0] == 0
+    assert {"mutual_information", "active_units"} <= set(table)
+
+
+USE = ("mutual information", "active units")
+
+
+def test_a_collapsed_training_is_drawn(run):
+    train = run / "train/seed1"
+    history = pd.read_parquet(train / "history.parquet")
+    history["active_units"], history["mutual_information"] = 0, 0.0
+    kl = pd.read_parquet(train / "kl.parquet").assign(kl=0.0)
+    figure, _ = plot_training.draw(history, kl, read_json(train / "summary.json"))
+    figure.draw_without_rendering()
+
+
+def test_pruning_shows_two_standard_errors(run, drawn):
+    figure, _ = drawn["pruning"]
+    evidence = pd.read_parquet(run / "prune/seed1/evidence.parquet").sort_values("kl")[::-1]
+    for title, name in (("KL to the prior", "kl"), ("Held-out ablation", "ablation")):
+        containers = panel_titled(figure, title).containers
+        (bars,) = (c for c in containers if isinstance(c, ErrorbarContainer))
+        segments = bars.lines[2][0].get_segments()
+        length = [segment[1, 1] - segment[0, 1] for segment in segments]
+        np.testing.assert_allclose(length, 4 * evidence[f"{name}_se"])
+
+
+def test_the_curve_joins_the_envelope_and_marks_the_chosen_beta(run, drawn):
+    figure, table = drawn["rate_distortion"]
+    curve = pd.read_csv(run / "rate_distortion/curve.tsv", sep="\t")
+    ax = panel_titled(figure, "Rate and distortion (n = 77 validation cells)")
+    line, *marks = ax.get_lines()
+    hull = curve[curve["on_envelope"]].sort_values("rate")
+    np.testing.assert_allclose(line.get_xydata(), hull[["rate", "distortion"]])
+    shown = {mark.get_label(): mark.get_xydata().tolist() for mark in marks}
+    assert shown == {
+        "chosen β": [[10.2, 595.9]],
+        "on the envelope": [[14.0, 594.0], [6.5, 599.0]],
+        "above it": [[6.6, 604.0]],
+    }
+    assert [text.get_text() for text in ax.texts if text.get_text() in ("0.5", "1", "2", "4")] == [
+        *("0.5", "1", "2", "4")
+    ]
+    elbo = panel_titled(figure, "Held-out ELBO")
+    assert elbo.get_xscale() == "log"
+    assert [text.get_text() for text in elbo.get_xticklabels()] == ["0.5", "1", "2", "4"]
+    assert len(table) == 4
+
+
+@pytest.mark.parametrize("betas", [[1.0, 2.0], [0.01, 0.1, 1.0, 10.0, 100.0]])
+def test_any_grid_of_betas_is_drawn(betas):
+    curve = pd.DataFrame({"beta": betas, "rate": 5.0, "distortion": 100.0, "elbo": -105.0})
+    curve = curve.assign(elbo_se=1.0, on_envelope=curve["beta"] == 1, chosen=curve["beta"] == 1)
+    figure, _ = plot_rate_distortion.draw(curve, {"n_validation": 1234})
+    figure.draw_without_rendering()

@@ -83,28 +83,30 @@ def test_an_import_from_a_package_may_name_a_module():
 
 
 VAE = ["__init__", "data", "inference", "likelihoods", "model", "priors"]
-MODEL = {"job.py", "model_inputs.py", *(f"omics_vae/{name}.py" for name in VAE)}
-TRAINING = {"omics_vae/training.py", "omics_vae/pruning.py"}
+MODEL = {"job.py", "model_inputs.py", "design.py", *(f"omics_vae/{name}.py" for name in VAE)}
+STEPS = ["collapse", "initialisation", "pruning", "training"]
+TRAINING = MODEL | {f"omics_vae/{name}.py" for name in STEPS}
+ANOMALY = {"evidence_channels.py", "latent_place.py", "omics_vae/anomaly.py"}
 READERS = {"cell_ranger.py", "count_checks.py", "count_formats.py", "dense_formats.py"}
+FIGURES = ["anomalies", "latent", "library_size", "pruning", "qc", "rate_distortion", "training"]
 # Written out, so that a new import, which makes a rule rerun with one more file, is a decision.
 FILES = {
     "annotate_counts": {"job.py", "compute_umap.py"},
+    "choose_likelihood": MODEL,
     "compute_library_size": {"job.py"},
     "compute_umap": {"job.py"},
-    "detect_anomalies": MODEL | {"evidence_channels.py", "latent_place.py", "omics_vae/anomaly.py"},
+    "detect_anomalies": MODEL | ANOMALY,
     "embed_cells": MODEL,
     "filter_cells": {"job.py"},
     "import_counts": {"job.py"} | READERS,
     "make_example": {"job.py"},
-    "plot_anomalies": {"job.py", "figure_style.py"},
-    "plot_latent": {"job.py", "figure_style.py"},
-    "plot_library_size": {"job.py", "figure_style.py"},
-    "plot_pruning": {"job.py", "figure_style.py"},
-    "plot_qc": {"job.py", "figure_style.py"},
-    "plot_training": {"job.py", "figure_style.py"},
-    "prune_latent": MODEL | TRAINING | {"train_vae.py"},
+    "measure_evidence": MODEL,
+    "measure_stability": {"job.py"},
+    **{f"plot_{name}": {"job.py", "figure_style.py"} for name in FIGURES},
+    "prune_latent": TRAINING | {"train_vae.py"},
     "select_features": {"job.py", "join_samples.py", "splits.py"},
-    "train_vae": MODEL | TRAINING,
+    "trace_rate_distortion": {"job.py"},
+    "train_vae": TRAINING,
     "write_report": {"job.py", "report_tables.py", "run_record.py"},
 }
 

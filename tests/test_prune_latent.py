@@ -1,4 +1,4 @@
-"""The rule prune_latent: the verdict in words, its warnings, its files."""
+"""The rule prune_latent: its files, the verdict in words, warnings; and embed_cells after it."""
 
 import json
 from pathlib import Path
@@ -7,36 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model_inputs import read_model_inputs
-from omics_vae.inference import HeldOut, embed, held_out_elbo
+from design import Design
+from job import write_parquet
+from model_inputs import LATENT_COLUMNS, embedding_of, latent_table, read_model_inputs
+from model_jobs import PRUNED, embed, prune
+from omics_vae import inference
+from omics_vae.inference import CellElbo, Embedding, cell_elbo
 from omics_vae.model import load_model, save_model
 from omics_vae.pruning import EVIDENCE_DRAWS, Evidence
-from prune_latent import elbo_row, evidence_table, pruning_warnings
-from run_script import run_script
-from simulated_counts import CPU, PRUNE, TRAIN, small_model, small_run
+from prune_latent import elbo_row, evidence_table, pruning_warnings, range_of_dimensions
+from simulated_counts import CPU, PRUNE, small_model, small_run
 
-OUTPUT = {
-    "weights": "model.safetensors",
-    "description": "model.json",
-    "evidence": "evidence.parquet",
-    "evidence_tsv": "evidence.tsv",
-    "elbo": "elbo.tsv",
-    "history": "history.parquet",
-    "summary": "summary.json",
-}
-
-
-def run(folder, inputs):
-    folder.mkdir(exist_ok=True)
-    params = {
-        "settings": PRUNE,
-        "training": TRAIN,
-        "seed": 1,
-        "device": "cpu",
-        "checkpoint": str(folder / "checkpoint.safetensors"),
-        "code": "a hash",
-    }
-    return run_script("prune_latent", folder, inputs, OUTPUT, params)
+NO_DESIGN = Design({}, {}, []).as_json()
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +29,14 @@ def inputs(tmp_path_factory):
     paths |= {"weights": str(folder / "m.safetensors"), "description": str(folder / "m.json")}
     data = read_model_inputs(paths["counts"], paths["library_size"])
     model = small_model(data.split("train"), n_latent=4)
-    model.decoder_input.weight.data[:, 2] = 0.0
-    save_model(model, paths["weights"], paths["description"], data.genes)
+    model.decoder[0].weight.data[:, 2] = 0.0
+    save_model(model, paths["weights"], paths["description"], data.genes, design=NO_DESIGN)
     return paths
 
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory, inputs):
-    return run(tmp_path_factory.mktemp("prune"), inputs)
+    return prune(tmp_path_factory.mktemp("prune"), inputs, inputs)
 
 
 def test_the_files_tell_one_story(pruned, inputs):
@@ -63,24 +45,29 @@ def test_the_files_tell_one_story(pruned, inputs):
     elbo = pd.read_csv(pruned["elbo"], sep="\t")
     assert list(evidence["dimension"]) == [0, 1, 2, 3]
     assert not evidence["kept"][2]
+    assert (evidence[["kl_se", "ablation_se"]] >= 0).all(axis=None)
     assert summary["n_latent"] == 4
     assert summary["n_kept"] == evidence["kept"].sum()
+    low, high = summary["n_kept_range"]
+    assert 1 <= low <= summary["n_kept"] <= high <= 4
+    assert (low, high) == range_of_dimensions(evidence["kept"], evidence["sure"])
     assert list(elbo["stage"]) == ["trained", "cut", "fine-tuned"]
     assert list(elbo["n_latent"]) == [4, summary["n_kept"], summary["n_kept"]]
     np.testing.assert_allclose(elbo["elbo"], elbo["reconstruction"] - elbo["kl"], rtol=1e-6)
-    model, genes = load_model(pruned["weights"], pruned["description"])
+    model, content = load_model(pruned["weights"], pruned["description"])
     data = read_model_inputs(inputs["counts"], inputs["library_size"])
-    assert genes == data.genes
-    held_out = held_out_elbo(model, data.split("validation"), CPU, EVIDENCE_DRAWS)
-    assert held_out.elbo == pytest.approx(elbo["elbo"].iloc[-1], rel=1e-8)
+    assert content["genes"] == data.genes
+    assert content["design"] == NO_DESIGN
+    held_out = cell_elbo(model, data.split("validation"), CPU, EVIDENCE_DRAWS)
+    assert held_out.mean == pytest.approx(elbo["elbo"].iloc[-1], rel=1e-8)
     left = {path.name for path in pruned["weights"].parent.iterdir()}
-    assert left == {*OUTPUT.values(), "prune_latent.log"}
+    assert left == {*PRUNED.values(), "prune_latent.log"}
     # Fine-tuning has no second warm-up.
     assert (pd.read_parquet(pruned["history"])["beta"] == 1.0).all()
 
 
 def test_the_same_inputs_give_the_same_bytes(pruned, inputs, tmp_path):
-    again = run(tmp_path / "again", inputs)
+    again = prune(tmp_path / "again", inputs, inputs)
     for name, path in pruned.items():
         assert again[name].read_bytes() == path.read_bytes(), name
 
@@ -91,33 +78,66 @@ def test_a_model_of_other_genes_is_one_line_for_the_user(inputs, tmp_path):
     content["genes"] = content["genes"][::-1]
     (tmp_path / "m.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit):
-        run(tmp_path, other)
+        prune(tmp_path, inputs, other)
     assert "the model's genes are not those" in (tmp_path / "prune_latent.log").read_text()
 
 
+# ---- the posterior of every cell
+
+
 def test_embedding_writes_the_posterior_of_every_cell(pruned, inputs, tmp_path):
-    given = inputs | {name: str(pruned[name]) for name in ("weights", "description")}
-    output = {"latent": "latent.parquet"}
-    latent = pd.read_parquet(
-        run_script("embed_cells", tmp_path, given, output, {"device": "cpu"})["latent"]
-    )
+    latent = pd.read_parquet(embed(tmp_path, inputs, pruned))
     model, _ = load_model(pruned["weights"], pruned["description"])
     data = read_model_inputs(inputs["counts"], inputs["library_size"])
-    mean, variance = embed(model, data.data, CPU)
+    at = inference.embed(model, data.data, CPU)
     n = model.architecture.n_latent
     assert list(latent.columns) == [
         "cell_id",
         *(f"mean_{j}" for j in range(n)),
         *(f"variance_{j}" for j in range(n)),
+        "log_size",
+        "log_size_variance",
     ]
     assert list(latent["cell_id"]) == list(data.cells.index)
-    np.testing.assert_array_equal(latent.filter(like="mean_").to_numpy(), mean)
-    np.testing.assert_array_equal(latent.filter(like="variance_").to_numpy(), variance)
+    np.testing.assert_array_equal(latent.filter(like="mean_").to_numpy(), at.mean)
+    assert (latent["log_size_variance"] == 0).all()
+    np.testing.assert_allclose(latent["log_size"], data.data.log_offset, rtol=1e-6)
+
+
+def test_refined_posteriors_are_better_and_written_only_where_asked_for(pruned, inputs, tmp_path):
+    plain = embed(tmp_path / "plain", inputs, pruned, steps=99).read_bytes()
+    assert embed(tmp_path / "again", inputs, pruned).read_bytes() == plain
+    path = embed(tmp_path / "refined", inputs, pruned, steps=20, for_scores=True)
+    refined = embedding_of(pd.read_parquet(path))
+    model, _ = load_model(pruned["weights"], pruned["description"])
+    data = read_model_inputs(inputs["counts"], inputs["library_size"]).data
+    # By the draws of the job's own seed no cell has lost, and most have gained.
+    gain = cell_elbo(model, data, CPU, 16, seed=1, at=refined).of_cells
+    gain -= cell_elbo(model, data, CPU, 16, seed=1).of_cells
+    assert (gain > 0.001).mean() > 0.5
+    assert gain.min() > -1e-3
+
+
+def test_an_embedding_survives_its_table(tmp_path):
+    rng = np.random.default_rng(0)
+    matrices = [rng.random((5, 3)).astype(np.float32) for _ in LATENT_COLUMNS]
+    at = Embedding(*matrices, *(rng.random((2, 5)).astype(np.float32)))
+    write_parquet(latent_table(np.array(list("abcde")), at), tmp_path / "latent.parquet")
+    again = embedding_of(pd.read_parquet(tmp_path / "latent.parquet"))
+    for name in Embedding.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(again, name), getattr(at, name))
+
+
+# ---- the verdict in words
+
+
+def evidence_of(kl, ablation, se=0.01) -> Evidence:
+    kl, ablation = np.array(kl), np.array(ablation)
+    return Evidence(kl, kl * 0 + se, kl, kl, ablation, kl * 0 + se, kl)
 
 
 def test_each_verdict_has_its_reason():
-    kl, ablation = np.array([1.0, 0.01, 1.0, 0.02]), np.array([2.0, 1.0, -0.5, -0.1])
-    evidence = Evidence(kl, kl, kl, ablation, kl)
+    evidence = evidence_of([1.0, 0.01, 1.0, 0.02], [2.0, 1.0, -0.5, -0.1])
     table = evidence_table(evidence, evidence.keep(0.05, 0.05), PRUNE)
     assert table["kept"].tolist() == [True, False, False, False]
     assert table["reason"].tolist() == [
@@ -126,20 +146,44 @@ def test_each_verdict_has_its_reason():
         "ELBO lost without it -0.500 <= 0.05",
         "KL 0.020 <= 0.05; ELBO lost without it -0.100 <= 0.05",
     ]
-    none = Evidence(kl * 0, kl, kl, -kl, kl)
+    none = evidence_of([0.0, 0.0], [-1.0, -2.0])
     reasons = evidence_table(none, none.keep(0.05, 0.05), PRUNE)["reason"]
     assert reasons.str.contains("kept all the same").sum() == 1
 
 
+def test_verdicts_near_the_threshold_are_marked_and_counted():
+    # Kept surely, kept barely, cut barely, cut surely by one measure though the other is near.
+    evidence = evidence_of([1.0, 0.06, 0.04, 0.04], [1.0, 1.0, 1.0, -1.0])
+    kept = evidence.keep(0.05, 0.05)
+    table = evidence_table(evidence, kept, PRUNE)
+    assert table["kept"].tolist() == [True, True, False, False]
+    assert table["sure"].tolist() == [True, False, False, True]
+    assert (table["kl_se"] == 0.01).all() and (table["ablation_se"] == 0.01).all()
+    assert range_of_dimensions(kept, table["sure"].to_numpy()) == (1, 3)
+
+
+def test_at_least_one_dimension_is_left_whatever_the_errors():
+    nothing = np.zeros(3, dtype=bool)
+    assert range_of_dimensions(~nothing, nothing) == (1, 3)
+    assert range_of_dimensions(nothing, ~nothing) == (1, 1)
+
+
+def cells_of(elbo: float, se: float) -> CellElbo:
+    """Four cells of this mean ELBO and standard error."""
+    spread = np.array([-1.0, 1.0, -1.0, 1.0]) * se * np.sqrt(3.0)
+    return CellElbo(elbo + spread, np.zeros(4), np.zeros((4, 2)))
+
+
 def elbo_table(trained, tuned, se=1.0):
-    parts = {"reconstruction": 0.0, "kl": np.zeros(2)}
-    return pd.DataFrame(
-        [
-            elbo_row("trained", HeldOut(elbo=trained, elbo_se=se, **parts)),
-            elbo_row("cut", HeldOut(elbo=-999.0, elbo_se=se, **parts)),
-            elbo_row("fine-tuned", HeldOut(elbo=tuned, elbo_se=se, **parts)),
-        ]
-    )
+    stages = {"trained": trained, "cut": -999.0, "fine-tuned": tuned}
+    return pd.DataFrame([elbo_row(stage, cells_of(elbo, se)) for stage, elbo in stages.items()])
+
+
+def test_a_row_of_the_elbo_table_is_the_mean_over_cells():
+    row = elbo_row("cut", CellElbo(np.array([1.0, 3.0]), np.array([1.0, 0.0]), np.zeros((2, 5))))
+    assert row.pop("stage") == "cut"
+    expected = {"n_latent": 5, "elbo": 1.5, "elbo_se": 1.5, "reconstruction": 2.0, "kl": 0.5}
+    assert row == pytest.approx(expected)
 
 
 YES, NO = True, False
@@ -157,7 +201,25 @@ YES, NO = True, False
     ],
 )
 def test_warnings_appear_when_they_should_and_not_else(kept, tuned, again, expected):
-    found = pruning_warnings(np.array(kept), elbo_table(-100.0, tuned), np.array(again))
+    kept = np.array(kept)
+    found = pruning_warnings(kept, kept | True, elbo_table(-100.0, tuned), np.array(again))
     assert len(found) == len(expected)
     for warning, words in zip(found, expected, strict=True):
         assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("n_kept", "n_unsure", "expected"),
+    [
+        (4, 2, False),  # 4 to 6
+        (4, 3, True),  # 4 to 7
+        (12, 6, False),  # up to half of what was kept
+        (12, 7, True),
+    ],
+)
+def test_a_number_of_dimensions_that_could_be_another_is_warned_of(n_kept, n_unsure, expected):
+    kept = np.arange(30) < n_kept
+    sure = ~((np.arange(30) >= n_kept) & (np.arange(30) < n_kept + n_unsure))
+    found = pruning_warnings(kept, sure, elbo_table(-100.0, -100.0), np.full(n_kept, True))
+    words = f"{n_kept} were kept, two standard errors allow {n_kept} to {n_kept + n_unsure}; "
+    assert [words in warning for warning in found] == [True] * expected

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from conftest import ROOT
 
 SCHEMA = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
 SCRIPTS = sorted((ROOT / "workflow" / "scripts").rglob("*.py"))
-RULE = re.compile(r"^rule (?P<name>\w+):\n(?P<body>(?:(?: .*)?\n)+)", re.MULTILINE)
+# A rule at the top of a file, or one that exists only with some settings, in an "if".
+RULE = re.compile(
+    r"^(?P<dent> *)rule (?P<name>\w+):\n(?P<body>(?:(?:(?P=dent) .*)?\n)+)", re.MULTILINE
+)
 RULES = {
-    match["name"]: match["body"]
+    match["name"]: textwrap.dedent(match["body"])
     for file in sorted((ROOT / "workflow" / "rules").glob("*.smk"))
     for match in RULE.finditer(file.read_text())
 }
@@ -130,17 +134,28 @@ def test_no_key_stands_twice_in_the_config():
 
 
 def test_the_rules_are_found():
-    assert len(RULES) >= 18
+    assert len(RULES) >= 23
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_logs_measures_and_hashes_its_code(rule):
     body = RULES[rule]
-    directives = re.findall(r"^    (\w+):$", body, re.MULTILINE)
+    directives = re.findall(r"^(\w+):$", body, re.MULTILINE)
     assert {"output", "log", "benchmark", "conda", "params", "script"} <= set(directives)
     assert f'code=code("{rule}.py"' in body
     assert f'"../scripts/{rule}.py"' in body
     assert f'"{rule}"' in body.split("log:")[1].split("benchmark:")[0] or rule == "make_example"
+
+
+def test_a_rule_used_again_writes_elsewhere_with_the_same_code():
+    text = "".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
+    used = re.findall(r"^ *use rule (\w+) as (\w+) with:\n((?:(?: .*)?\n)+)", text, re.MULTILINE)
+    assert used
+    for rule, name, body in used:
+        own = re.split(r"^ *rule ", body, maxsplit=1, flags=re.MULTILINE)[0]
+        assert {"output", "log", "benchmark"} <= set(re.findall(r"^ +(\w+):$", own, re.MULTILINE))
+        assert f'logs("{name}"' in own and f'times("{name}"' in own
+        assert f'code=code("{rule}.py")' in own
 
 
 def test_every_rule_file_opens_with_what_it_reads_and_writes():
@@ -168,7 +183,7 @@ TESTED_TOGETHER = {
     "evidence_channels": "test_detect_anomalies",
     "__init__": "test_import_closure",
     **{f"plot_{name}": "test_figures" for name in ("qc", "library_size", "training", "pruning")},
-    **{f"plot_{name}": "test_figures" for name in ("latent", "anomalies")},
+    **{f"plot_{name}": "test_figures" for name in ("latent", "anomalies", "rate_distortion")},
 }
 
 

@@ -27,39 +27,72 @@ SCRIPTS = "workflow/scripts"
 READ_BY = {
     "import_counts": "filter_cells write_report",
     "filter_cells": "plot_qc select_features compute_library_size write_report",
-    "select_features": "compute_library_size train_vae prune_latent embed_cells detect_anomalies "
-    "plot_latent annotate_counts write_report",
-    "compute_library_size": "train_vae prune_latent embed_cells detect_anomalies annotate_counts "
-    "plot_library_size write_report",
-    "train_vae": "prune_latent plot_training write_report",
-    "prune_latent": "embed_cells detect_anomalies plot_pruning write_report",
-    "embed_cells": "compute_umap detect_anomalies annotate_counts",
+    "select_features": "compute_library_size train_vae choose_likelihood prune_latent embed_cells "
+    "measure_evidence detect_anomalies detect_anomalies_again plot_latent annotate_counts "
+    "write_report",
+    "compute_library_size": "train_vae choose_likelihood prune_latent embed_cells measure_evidence "
+    "detect_anomalies detect_anomalies_again annotate_counts plot_library_size write_report",
+    "train_vae": "choose_likelihood trace_rate_distortion prune_latent plot_training write_report",
+    "choose_likelihood": "trace_rate_distortion prune_latent plot_training write_report",
+    "trace_rate_distortion": "plot_rate_distortion write_report",
+    "prune_latent": "embed_cells measure_evidence detect_anomalies detect_anomalies_again "
+    "plot_pruning write_report",
+    "embed_cells": "compute_umap detect_anomalies detect_anomalies_again measure_stability "
+    "annotate_counts",
     "compute_umap": "plot_latent annotate_counts",
-    "detect_anomalies": "plot_latent plot_anomalies annotate_counts write_report",
+    "measure_evidence": "write_report",
+    "detect_anomalies": "measure_stability plot_latent plot_anomalies annotate_counts write_report",
+    "detect_anomalies_again": "measure_stability",
+    "measure_stability": "write_report",
     "plot_qc": "write_report",
     "plot_library_size": "write_report",
     "plot_training": "write_report",
+    "plot_rate_distortion": "write_report",
     "plot_pruning": "write_report",
     "plot_latent": "write_report",
     "plot_anomalies": "write_report",
     "annotate_counts": "",
     "write_report": "",
 }
-ALL = " ".join(READ_BY)
+# Rules that exist only with train.likelihood: auto, rate_distortion.betas or stability.n_seeds.
+OPTIONAL = {
+    *("choose_likelihood", "trace_rate_distortion", "plot_rate_distortion"),
+    *("detect_anomalies_again", "measure_stability"),
+}
+# The jobs of a rule that runs more than once, with every option on and without.
+SAMPLES_OF = {rule: ("healthy", "patient") for rule in ("import_counts", "filter_cells")}
+FITS = SAMPLES_OF | {
+    rule: ("seed1",) for rule in ("train_vae", "prune_latent", "embed_cells", "compute_umap")
+}
+BETAS, CANDIDATES = ("seed1-beta0.5", "seed1-beta2"), ("seed1-nb", "seed1-zinb", "seed1-poisson")
+ALL_FITS = FITS | {
+    "train_vae": (*CANDIDATES, *BETAS, "seed2"),
+    "prune_latent": ("seed1", "seed2"),
+    "embed_cells": ("seed1", "seed2"),
+    "detect_anomalies_again": ("seed2",),
+}
+ALL = " ".join(set(READ_BY) - OPTIONAL)
 PLOTS = "plot_qc plot_library_size plot_training plot_pruning plot_latent plot_anomalies"
-MODEL = "train_vae prune_latent embed_cells detect_anomalies"
+MODEL = "train_vae prune_latent embed_cells measure_evidence detect_anomalies"
 
 
-def with_all_after(rules: str) -> set[str]:
+def with_all_after(rules: str, left_out=OPTIONAL) -> set[str]:
     """The rules and all that comes after them."""
     found: set[str] = set()
     waiting = rules.split()
     while waiting:
         rule = waiting.pop()
-        if rule not in found:
+        if rule not in found | left_out:
             found.add(rule)
             waiting += READ_BY[rule].split()
     return found
+
+
+def jobs_after(rules: str, jobs=FITS, left_out=OPTIONAL) -> set[str]:
+    """All jobs of the rules, and of all that comes after them."""
+    found = with_all_after(rules, left_out)
+    named = {f"{rule} {name}" for rule in found & set(jobs) for name in jobs[rule]}
+    return found - set(jobs) | named
 
 
 # A changed setting: the rules that it reaches directly. The report prints the whole config.
@@ -76,17 +109,39 @@ SETTINGS = {
     ("preprocess.split.calibration", 0.3): "select_features",
     ("library_size.method", "median_of_ratios"): "compute_library_size",
     ("train.n_latent", 5): "train_vae",
+    ("train.likelihood", "zinb"): "train_vae",
+    ("train.library_size", "latent"): "train_vae",
+    ("train.prior", "mixture"): "train_vae",
+    ("train.covariates", ("lane",)): "train_vae",
+    ("train.beta", 2): "train_vae",
+    ("train.kl_warmup", "cosine"): "train_vae",
     ("train.learning_rate", 0.002): "train_vae",
     # Changes no result; still a setting of the training, so a trained model is trained again.
     ("train.checkpoint_seconds", 30): "train_vae",
     ("prune.min_kl", 0.1): "prune_latent",
+    # Refined or not, the posterior of each cell comes from the same rule.
+    ("refine.steps", 29): "embed_cells measure_evidence",
+    ("refine.for_scores", True): "embed_cells measure_evidence",
+    ("evidence.samples", 40): "measure_evidence",
+    ("evidence.cells", 20): "measure_evidence",
     ("anomaly.alpha", 0.05): "detect_anomalies",
     ("report.umap_neighbors", 9): "compute_umap write_report",
 }
 
+# A changed setting that brings rules or fits: the jobs that it brings, and no others.
+BROUGHT = {
+    ("rate_distortion.betas", (0.5,)): "train_vae seed1-beta0.5, trace_rate_distortion, "
+    "plot_rate_distortion, write_report",
+    # The fit at the chosen beta is there already.
+    ("rate_distortion.betas", (1, 4)): "train_vae seed1-beta4, trace_rate_distortion, "
+    "plot_rate_distortion, write_report",
+    ("stability.n_seeds", 2): "train_vae seed2, prune_latent seed2, embed_cells seed2, "
+    "detect_anomalies_again seed2, measure_stability, write_report",
+}
+
 # An edited file: the rules that it reaches directly.
 FILES = {
-    **{f"{SCRIPTS}/{rule}.py": rule for rule in READ_BY},
+    **{f"{SCRIPTS}/{rule}.py": rule for rule in READ_BY if rule != "detect_anomalies_again"},
     f"{SCRIPTS}/make_example.py": "",  # the example is not in this run
     f"{SCRIPTS}/train_vae.py": "train_vae prune_latent",
     f"{SCRIPTS}/compute_umap.py": "compute_umap annotate_counts",
@@ -98,6 +153,7 @@ FILES = {
     f"{SCRIPTS}/join_samples.py": "select_features",
     f"{SCRIPTS}/splits.py": "select_features",
     f"{SCRIPTS}/model_inputs.py": MODEL,
+    f"{SCRIPTS}/design.py": MODEL,
     f"{SCRIPTS}/latent_place.py": "detect_anomalies",
     f"{SCRIPTS}/evidence_channels.py": "detect_anomalies",
     f"{SCRIPTS}/figure_style.py": PLOTS,
@@ -109,6 +165,8 @@ FILES = {
     f"{SCRIPTS}/omics_vae/likelihoods.py": MODEL,
     f"{SCRIPTS}/omics_vae/model.py": MODEL,
     f"{SCRIPTS}/omics_vae/priors.py": MODEL,
+    f"{SCRIPTS}/omics_vae/collapse.py": "train_vae prune_latent",
+    f"{SCRIPTS}/omics_vae/initialisation.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/training.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/pruning.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/anomaly.py": "detect_anomalies",
@@ -128,13 +186,13 @@ FILES = {
 
 
 def jobs_of(code: int, output: str) -> set[str]:
-    """The rules that would run, each with its sample where it has one."""
+    """The rules that would run, each with its sample or fit where it has one."""
     assert code == 0, output
     jobs = re.findall(r"^(?:local)?rule (\w+):\n((?: .*\n)*)", output, re.MULTILINE)
     names = set()
     for rule, details in jobs:
-        sample = re.search(r"wildcards: sample=(\S+)", details)
-        names.add(f"{rule} {sample[1]}" if sample else rule)
+        name = re.search(r"wildcards: (?:sample|fit)=(\S+)", details)
+        names.add(f"{rule} {name[1]}" if name else rule)
     assert names or "Nothing to be done" in output
     return names - {"all"}
 
@@ -168,7 +226,7 @@ class Planner:
 
     def after_setting(self, key: str, value) -> set[str]:
         *sections, name = key.split(".")
-        content = {name: value}
+        content = {name: list(value) if isinstance(value, tuple) else value}
         for section in reversed(sections):
             content = {section: content}
         (self.folder / "over.yaml").write_text(yaml.safe_dump(content))
@@ -213,29 +271,29 @@ def plans(finished, tmp_path_factory) -> dict:
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         answers = {file: pool.submit(ask, Planner.after_edit, file) for file in FILES}
-        answers |= {key: pool.submit(ask, Planner.after_setting, *key) for key in SETTINGS}
+        settings = [*SETTINGS, *BROUGHT]
+        answers |= {key: pool.submit(ask, Planner.after_setting, *key) for key in settings}
     while not planners.empty():
         planners.get().close()
     return {change: answer.result() for change, answer in answers.items()}
 
 
-def in_both_samples(rules: set[str]) -> set[str]:
-    """import_counts and filter_cells run once a sample."""
-    by_sample = {"import_counts", "filter_cells"}
-    return rules - by_sample | {
-        f"{rule} {sample}" for rule in rules & by_sample for sample in ("healthy", "patient")
-    }
-
-
 @pytest.mark.parametrize("file", FILES)
 def test_an_edited_file_reruns_what_depends_on_it(file, plans):
-    assert plans[file] == in_both_samples(with_all_after(FILES[file]))
+    assert plans[file] == jobs_after(FILES[file])
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting[0])
 def test_a_changed_setting_reruns_what_depends_on_it(setting, plans):
-    expected = with_all_after(SETTINGS[setting]) | {"write_report"}
-    assert plans[setting] == in_both_samples(expected)
+    expected = jobs_after(SETTINGS[setting]) | {"write_report"}
+    if setting[0] == "seed":
+        expected = {job.replace("seed1", f"seed{setting[1]}") for job in expected}
+    assert plans[setting] == expected
+
+
+@pytest.mark.parametrize("setting", BROUGHT, ids=lambda setting: setting[0])
+def test_more_betas_or_seeds_bring_their_own_jobs_only(setting, plans):
+    assert plans[setting] == set(BROUGHT[setting].split(", "))
 
 
 def test_every_file_of_the_scripts_is_in_the_table(finished):
@@ -244,11 +302,76 @@ def test_every_file_of_the_scripts_is_in_the_table(finished):
     assert named == {file for file in FILES if file.startswith(SCRIPTS)}
 
 
-def test_every_rule_is_in_the_table(finished):
-    code, output = finished.run("--list-rules")
+def rules_of(run: WorkflowCopy) -> set[str]:
+    code, output = run.run("--list-rules")
     assert code == 0
     listed = re.findall(r"^(?:local)?(\w+)$", output, re.MULTILINE)
-    assert set(READ_BY) == set(listed) - {"all", "make_example"}
+    return set(listed) - {"all", "make_example"}
+
+
+def test_every_rule_is_in_the_table(finished, everything):
+    assert rules_of(finished) == set(READ_BY) - OPTIONAL
+    assert rules_of(everything) == set(READ_BY)
+
+
+# ---- with every option on
+
+
+def all_jobs_after(rules: str) -> set[str]:
+    return jobs_after(rules, ALL_FITS, left_out=set())
+
+
+WAITING = {f"train_vae {fit}" for fit in (*BETAS, "seed2")}  # for the choice of the likelihood
+CURVE = {"trace_rate_distortion", "plot_rate_distortion", "write_report"}
+STABILITY = {"measure_stability", "write_report"}
+CHOSEN = all_jobs_after("choose_likelihood") | WAITING
+WITH_EVERYTHING = {
+    f"{SCRIPTS}/choose_likelihood.py": CHOSEN,
+    f"{SCRIPTS}/trace_rate_distortion.py": CURVE,
+    f"{SCRIPTS}/plot_rate_distortion.py": {"plot_rate_distortion", "write_report"},
+    f"{SCRIPTS}/measure_stability.py": STABILITY,
+    f"{SCRIPTS}/detect_anomalies.py": all_jobs_after("detect_anomalies detect_anomalies_again"),
+    f"{SCRIPTS}/design.py": all_jobs_after("train_vae"),
+    # The draws that the evidence of the candidates stands on, too.
+    ("evidence.samples", 40): CHOSEN | {"measure_evidence"},
+    ("evidence.cells", 20): {"measure_evidence", "write_report"},
+    ("rate_distortion.betas", (0.5, 2, 4)): CURVE | {"train_vae seed1-beta4"},
+    ("rate_distortion.betas", (2,)): CURVE,
+    ("stability.n_seeds", 3): STABILITY
+    | {f"{rule} seed3" for rule in ("train_vae", "prune_latent", "embed_cells")}
+    | {"detect_anomalies_again seed3"},
+    # One of the candidates is trained as the main fit, and all others anew with its likelihood.
+    ("train.likelihood", "nb"): all_jobs_after("train_vae")
+    - {"choose_likelihood", *(f"train_vae {fit}" for fit in CANDIDATES)}
+    | {"train_vae seed1"},
+    ("train.prior", "normal"): all_jobs_after("train_vae"),
+    ("anomaly.alpha", 0.05): all_jobs_after("detect_anomalies detect_anomalies_again"),
+}
+
+
+@pytest.fixture(scope="module")
+def more_plans(everything, tmp_path_factory) -> dict:
+    planner = Planner(everything.twin(tmp_path_factory.mktemp("more") / "twin"))
+    answers = {
+        change: planner.after_edit(change)
+        if isinstance(change, str)
+        else planner.after_setting(*change)
+        for change in WITH_EVERYTHING
+    }
+    planner.close()
+    return answers
+
+
+@pytest.mark.parametrize("change", WITH_EVERYTHING, ids=str)
+def test_with_every_option_on_only_what_depends_reruns(change, more_plans):
+    assert more_plans[change] == WITH_EVERYTHING[change]
+
+
+def test_a_second_run_with_every_option_on_does_nothing(everything):
+    assert planned(everything) == set()
+
+
+# ---- what is no change, and what is one of the inputs
 
 
 @pytest.fixture
@@ -279,7 +402,7 @@ def test_the_same_bytes_written_anew_rerun_nothing(twin):
     assert planned(twin) == set()
 
 
-JOINED = with_all_after("select_features") | {"plot_qc", "write_report"}
+JOINED = jobs_after("select_features") | {"plot_qc", "write_report"}
 
 
 def test_a_new_sample_reruns_only_itself_and_what_is_joined(twin):

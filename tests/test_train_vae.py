@@ -8,16 +8,24 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
 
+from conftest import ROOT
+from design import Design, make_design
 from job import InputError
-from model_inputs import device_or_error, read_model_inputs
+from model_inputs import device_or_error, read_model, read_model_inputs
+from model_jobs import SETTINGS, TRAINED, train, with_obs
 from omics_vae import training
-from omics_vae.inference import held_out_elbo
-from omics_vae.model import load_model
+from omics_vae.collapse import Diagnosis
+from omics_vae.inference import cell_elbo
+from omics_vae.model import Architecture, load_model
+from omics_vae.pruning import EVIDENCE_DRAWS, signal_axes
 from omics_vae.training import Progress
-from run_script import run_script
-from simulated_counts import CPU, SPLITS, TRAIN, gene_names, small_run
+from simulated_counts import CPU, SPLITS, gene_names, small_run
 from train_vae import (
+    ARCHITECTURE,
+    PLAN,
     ProgressReport,
     build_model,
     kl_table,
@@ -26,25 +34,7 @@ from train_vae import (
     training_warnings,
 )
 
-OUTPUT = {
-    "weights": "model.safetensors",
-    "description": "model.json",
-    "history": "history.parquet",
-    "kl": "kl.parquet",
-    "summary": "summary.json",
-}
-
-
-def run(folder, paths, seed=1, settings=TRAIN):
-    folder.mkdir(exist_ok=True)
-    params = {
-        "settings": settings,
-        "seed": seed,
-        "device": "cpu",
-        "checkpoint": str(folder / "checkpoint.safetensors"),
-        "code": "a hash",
-    }
-    return run_script("train_vae", folder, paths, OUTPUT, params)
+NO_DESIGN = Design({}, {}, [])
 
 
 @pytest.fixture(scope="module")
@@ -54,38 +44,63 @@ def paths(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, paths):
-    return run(tmp_path_factory.mktemp("train"), paths)
+    return train(tmp_path_factory.mktemp("train"), paths)
+
+
+def summary_of(run: dict) -> dict:
+    return json.loads(run["summary"].read_text())
 
 
 def test_the_files_tell_one_story(trained, paths):
-    summary = json.loads(trained["summary"].read_text())
+    summary = summary_of(trained)
     history, kl = (pd.read_parquet(trained[name]) for name in ("history", "kl"))
     assert (summary["n_train"], summary["n_validation"]) == (200, 60)
-    assert (summary["n_genes"], summary["n_latent"]) == (40, 4)
+    assert (summary["n_genes"], summary["n_latent"], summary["beta"]) == (40, 4, 1.0)
     assert summary["steps_per_epoch"] == 4
     assert summary["warmup_ends_at_step"] == 20
     assert summary["stopped_by"] in ("early stopping", "max_steps")
     assert summary["best_step"] >= 20
     assert history["step"].iloc[-1] == summary["steps"]
-    at_best = history.loc[history["step"] == summary["best_step"], "validation_elbo"].item()
-    assert at_best == summary["best_elbo"]
     assert list(kl.columns) == ["step", "dimension", "kl"]
     per_step = kl.groupby("step")["kl"].sum().to_numpy()
     np.testing.assert_allclose(per_step, history["validation_kl"])
     # The stored model is the one of the best step.
-    model, genes = load_model(trained["weights"], trained["description"])
+    model, content = load_model(trained["weights"], trained["description"])
     inputs = read_model_inputs(**paths)
-    assert genes == inputs.genes == gene_names(40)
-    assert held_out_elbo(model, inputs.split("validation"), CPU).elbo == summary["best_elbo"]
+    assert content["genes"] == inputs.genes == gene_names(40)
+    assert content["design"] == NO_DESIGN.as_json()
+    assert content["architecture"] == summary["architecture"]
+    validation = inputs.split("validation")
+    at_best = history.loc[history["step"] == summary["best_step"]].iloc[0]
+    assert cell_elbo(model, validation, CPU).mean == at_best["validation_elbo"]
     left = {path.name for path in trained["weights"].parent.iterdir()}
-    assert left == {*OUTPUT.values(), "train_vae.log"}, "no checkpoint, no partial file"
+    assert left == {*TRAINED.values(), "train_vae.log"}, "no checkpoint, no partial file"
+
+
+def test_rate_distortion_and_use_of_z_are_those_of_the_stored_model(trained, paths):
+    summary = summary_of(trained)
+    model, _ = load_model(trained["weights"], trained["description"])
+    inputs = read_model_inputs(**paths)
+    elbo = cell_elbo(model, inputs.split("validation"), CPU, EVIDENCE_DRAWS)
+    assert summary["elbo"] == elbo.mean
+    assert summary["elbo_se"] == elbo.se
+    assert summary["rate"] == pytest.approx(elbo.kl.mean())
+    assert summary["elbo"] == pytest.approx(-summary["distortion"] - summary["rate"])
+    assert summary["signal_axes"] == signal_axes(inputs.split("train"))
+    assert 0 < summary["mutual_information"] < np.log(60)
+    assert summary["mutual_information"] < summary["rate"]
+    assert 1 <= summary["active_units"] <= 4
+    assert summary["collapse"] is None
+    history = pd.read_parquet(trained["history"])
+    assert history["active_units"].between(0, 4).all()
+    assert history["mutual_information"].iloc[-1] > history["mutual_information"].iloc[0]
 
 
 def test_the_same_seed_gives_the_same_bytes(trained, paths, tmp_path):
-    again = run(tmp_path / "again", paths)
+    again = train(tmp_path / "again", paths)
     for name, path in trained.items():
         assert again[name].read_bytes() == path.read_bytes(), name
-    other = run(tmp_path / "other", paths, seed=2)
+    other = train(tmp_path / "other", paths, seed=2)
     assert other["weights"].read_bytes() != trained["weights"].read_bytes()
 
 
@@ -99,32 +114,36 @@ def test_a_killed_job_run_again_gives_the_same_bytes(trained, paths, tmp_path, m
 
     monkeypatch.setattr(training, "_evaluate", dies)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, paths)
+        train(tmp_path, paths)
     assert (tmp_path / "checkpoint.safetensors").exists()
     assert not (tmp_path / "model.safetensors").exists()
     monkeypatch.undo()
-    again = run(tmp_path, paths)
+    again = train(tmp_path, paths)
     for name, path in trained.items():
         assert again[name].read_bytes() == path.read_bytes(), name
 
 
+def last_line(folder) -> str:
+    lines = (folder / "train_vae.log").read_text().splitlines()
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
 def test_a_loss_that_is_no_number_is_one_line_for_the_user(paths, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        run(tmp_path, paths, settings=TRAIN | {"learning_rate": 1e30})
+        train(tmp_path, paths, learning_rate=1e30)
     assert stop.value.code == 1
-    lines = (tmp_path / "train_vae.log").read_text().splitlines()
-    assert "lower train.learning_rate" in lines[-1]
-    assert not any("Traceback" in line for line in lines)
+    assert "lower train.learning_rate" in last_line(tmp_path)
 
 
 def test_splits_are_read_by_name_and_the_model_starts_from_the_training_cells(paths):
     inputs = read_model_inputs(**paths)
     for name, n in SPLITS.items():
         assert len(inputs.split(name)) == n
-    train = inputs.split("train")
-    model = build_model(inputs, TRAIN, seed=1)
-    assert float(model.log_common_depth) == pytest.approx(np.median(train.log_offset))
-    assert not np.isclose(np.median(train.log_offset), np.median(inputs.data.log_offset))
+    train_cells = inputs.split("train")
+    model = build_model(inputs, SETTINGS, NO_DESIGN, seed=1)
+    assert float(model.log_common_depth) == pytest.approx(np.median(train_cells.log_offset))
+    assert not np.isclose(np.median(train_cells.log_offset), np.median(inputs.data.log_offset))
 
 
 def test_library_sizes_of_other_cells_are_refused(paths, tmp_path):
@@ -140,30 +159,168 @@ def test_a_missing_gpu_is_one_line_for_the_user(monkeypatch):
         device_or_error("cuda")
 
 
+# ---- settings
+
+
+def test_every_setting_of_the_training_has_an_effect_and_one_home():
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())["train"]
+    homes = [*ARCHITECTURE, *PLAN, "covariates", "continuous_covariates"]
+    assert sorted(homes) == sorted(config)
+
+
 def test_the_plan_is_the_config():
-    plan = training_plan(TRAIN, seed=5)
+    plan = training_plan(SETTINGS, seed=5)
     assert plan.seed == 5
-    for name in set(TRAIN) - {"n_latent", "n_hidden", "dropout"}:
-        assert getattr(plan, name) == TRAIN[name]
+    for name in PLAN:
+        assert getattr(plan, name) == SETTINGS[name]
+
+
+def test_the_architecture_is_the_config(paths):
+    changed = SETTINGS | {
+        "likelihood": "zinb",
+        "dispersion": "gene_cell",
+        "decoder": "free",
+        "library_size": "latent",
+        "n_layers": 2,
+        "normalization": "none",
+        "skip": "film",
+        "prior": "vamp",
+        "encode_covariates": True,
+    }
+    inputs = read_model_inputs(**paths)
+    inputs = replace(inputs, cells=inputs.cells.assign(batch=["a", "b"] * 210))
+    design = make_design(inputs.cells, changed | {"covariates": ["batch"]})
+    model = build_model(inputs.with_design(design), changed, design, seed=1)
+    for name in ARCHITECTURE:
+        assert getattr(model.architecture, name) == changed[name]
+    assert (model.architecture.n_covariates, model.architecture.n_batches) == (2, 2)
+    assert model.architecture.n_genes == 40
+
+
+def test_what_choose_likelihood_found_is_trained(paths, tmp_path):
+    choice = tmp_path / "choice.json"
+    choice.write_text('{"chosen": "poisson"}')
+    run = train(tmp_path, paths, choice=str(choice), likelihood="auto", max_steps=30)
+    assert summary_of(run)["architecture"]["likelihood"] == "poisson"
+    weights = load_model(run["weights"], run["description"])[0].state_dict()
+    assert "log_theta" not in weights
+
+
+def test_without_a_warm_up_there_is_no_end_of_it(paths, tmp_path):
+    run = train(tmp_path, paths, kl_warmup="constant", max_steps=20)
+    assert summary_of(run)["warmup_ends_at_step"] == 0
+    assert (pd.read_parquet(run["history"])["beta"] == 1.0).all()
+
+
+# ---- covariates
+
+
+def test_covariates_are_told_to_the_decoder_and_kept_with_the_model(paths, tmp_path):
+    batch, age = np.array(["a", "b"] * 210), np.linspace(20, 80, 420)
+    told = with_obs(paths, tmp_path, batch=batch, age=age)
+    asked = {"covariates": ["batch"], "continuous_covariates": ["age"], "dispersion": "gene_batch"}
+    run = train(tmp_path / "told", told, max_steps=30, **asked)
+    model, inputs = read_model(run["weights"], run["description"], read_model_inputs(**told))
+    assert model.architecture.n_covariates == 3
+    assert model.log_theta.shape == (2, 40)
+    np.testing.assert_array_equal(inputs.data.covariates[:, 0], batch == "a")
+    np.testing.assert_array_equal(inputs.data.batch, (batch == "b").astype(int))
+    trained_age = age[:200]
+    expected = (age - trained_age.mean()) / trained_age.std()
+    np.testing.assert_allclose(inputs.data.covariates[:, 2], expected, rtol=1e-5)
+    # Every split is told the same.
+    parts = [inputs.split(name).covariates for name in SPLITS]
+    np.testing.assert_array_equal(np.concatenate(parts), inputs.data.covariates)
+
+
+def test_a_batch_effect_is_learned_by_the_decoder(paths, tmp_path):
+    """A gene counted twenty times as much in one batch is so decoded, from the same z."""
+    batch = np.array(["a", "b"] * 210)
+    told = with_obs(paths, tmp_path, batch=batch)
+    inputs = read_model_inputs(**told)
+    counts = inputs.data.counts.tolil()
+    counts[batch == "b", 5] = counts[batch == "b", 5].toarray() * 20 + 20
+    inputs = replace(inputs, data=replace(inputs.data, counts=counts.tocsr()))
+    settings = SETTINGS | {"covariates": ["batch"], "max_steps": 200}
+    design = make_design(inputs.cells, settings)
+    inputs = inputs.with_design(design)
+    model, plan = build_model(inputs, settings, design, 1), training_plan(settings, 1)
+    params = SimpleNamespace(checkpoint=tmp_path / "c", code="")
+    log = logging.getLogger("anomics")
+    run_training(model, inputs, plan, CPU, params, log, "x")
+    batch_of = inputs.split("query").chunk(slice(0, 50), CPU)
+    with torch.no_grad():
+        q = model.encode(batch_of)
+        as_a, as_b = (
+            model.decode(q.mean, q, batch_of._replace(covariates=batch_of.covariates * 0 + row))
+            for row in (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+        )
+    ratio = (as_b.mean / as_a.mean).log().median(0).values
+    assert ratio.argmax() == 5
+    assert ratio[5] > np.log(5)
+
+
+def test_a_batch_of_query_cells_alone_is_one_line_for_the_user(paths, tmp_path):
+    batch = np.array(["a", "b"] * 210, dtype=object)
+    batch[-3:] = "new"
+    told = with_obs(paths, tmp_path, batch=batch)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "told", told, covariates=["batch"])
+    assert last_line(tmp_path / "told").endswith(
+        "train.covariates: batch: new occurs in query cells and in no training cell, so the model "
+        "cannot know its effect; bring reference cells of it, leave out those samples, or remove "
+        "batch from the model"
+    )
+
+
+def test_a_covariate_that_no_file_has_is_one_line_for_the_user(paths, tmp_path):
+    with pytest.raises(SystemExit):
+        train(tmp_path, paths, continuous_covariates=["age"])
+    assert "train.continuous_covariates: age: no such column" in last_line(tmp_path)
+
+
+# ---- warnings
+
+
+def test_a_collapse_is_named_with_its_cause_and_mend(paths, tmp_path):
+    summary = summary_of(train(tmp_path, paths, beta=300.0, kl_warmup="constant"))
+    assert summary["collapse"]["cause"] == "objective"
+    assert summary["beta"] == 300.0
+    (warning,) = (line for line in summary["warnings"] if "collapse" in line)
+    assert warning.startswith("Posterior collapse: ")
+    assert summary["collapse"]["mend"] in warning
+    assert "beta is 300" in warning
+
+
+COLLAPSED = Diagnosis("decoder", "it expects 3 times the scatter", "lower it")
 
 
 @pytest.mark.parametrize(
-    ("stopped_by", "active", "expected"),
+    ("stopped_by", "active", "collapse", "expected"),
     [
-        ("early stopping", 2, []),
-        ("max_steps", 2, ["raise train.max_steps"]),
-        ("early stopping", 0, ["Posterior collapse"]),
-        ("early stopping", 4, ["raise train.n_latent"]),
-        ("max_steps", 4, ["raise train.max_steps", "raise train.n_latent"]),
+        ("early stopping", 2, None, []),
+        ("max_steps", 2, None, ["raise train.max_steps"]),
+        ("early stopping", 0, COLLAPSED, ["the decoder: it expects 3 times the scatter; lower it"]),
+        ("early stopping", 4, None, ["raise train.n_latent"]),
+        ("early stopping", 4, COLLAPSED, ["Posterior collapse"]),
+        ("max_steps", 4, None, ["raise train.max_steps", "raise train.n_latent"]),
     ],
 )
-def test_warnings_appear_when_they_should_and_not_else(stopped_by, active, expected):
-    progress = Progress(stopped_by=stopped_by)
-    found = training_warnings(progress, training_plan(TRAIN, 1), active, n_latent=4)
+def test_warnings_appear_when_they_should_and_not_else(stopped_by, active, collapse, expected):
+    shape = Architecture(n_genes=40, n_latent=4, n_hidden=16, dropout=0.1)
+    progress, plan = Progress(stopped_by=stopped_by), training_plan(SETTINGS, 1)
+    found = training_warnings(progress, plan, shape, active, collapse)
     assert len(found) == len(expected)
     for warning, words in zip(found, expected, strict=True):
         assert words in warning
-        assert "\n" not in warning
+        assert "\n" not in warning and "; " in warning
+    for skip in ("plain", "film"):
+        more = training_warnings(progress, plan, replace(shape, skip=skip), active, collapse)
+        assert more[:-1] == found
+        assert f"skip connection ({skip})" in more[-1] and "set train.skip to none" in more[-1]
+
+
+# ---- the log
 
 
 def progress_at(step, stopped_by=""):
@@ -189,8 +346,9 @@ def test_the_kl_table_is_long():
 
 def test_what_is_not_the_users_fault_keeps_its_traceback(paths, tmp_path, monkeypatch):
     inputs = read_model_inputs(**paths)
-    plan = replace(training_plan(TRAIN, 1), max_steps=21)
+    plan = replace(training_plan(SETTINGS, 1), max_steps=21)
     log = SimpleNamespace(info=lambda *args: 1 / 0)
     params = SimpleNamespace(checkpoint=tmp_path / "c", code="")
+    model = build_model(inputs, SETTINGS, NO_DESIGN, 1)
     with pytest.raises(ZeroDivisionError):
-        run_training(build_model(inputs, TRAIN, 1), inputs, plan, CPU, params, log, "x")
+        run_training(model, inputs, plan, CPU, params, log, "x")

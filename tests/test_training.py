@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from omics_vae import training
-from omics_vae.data import choose_device
-from omics_vae.inference import HeldOut, held_out_elbo
+from omics_vae.collapse import active_units, mutual_information
+from omics_vae.data import CountData, ShuffledBatches, choose_device
+from omics_vae.inference import CellElbo, cell_elbo, embed
 from omics_vae.training import TrainingPlan, remove_checkpoint, train
 from simulated_counts import CPU, Simulated, simulate, small_model
 
@@ -21,7 +22,11 @@ PLAN = TrainingPlan(
     batch_size=32,
     learning_rate=5e-3,
     weight_decay=10.0,
+    beta=1.0,
+    kl_warmup="linear",
     kl_warmup_steps=20,
+    kl_cycles=4,
+    free_bits=0.0,
     validation_interval=8,
     patience=50,
     min_improvement=0.0,
@@ -29,19 +34,24 @@ PLAN = TrainingPlan(
     seed=3,
 )
 # For the run that is killed from outside: long enough to be caught alive.
-LONG = replace(PLAN, max_steps=240, validation_interval=10)
+LONG = replace(PLAN, max_steps=160, validation_interval=10)
 
 
 def simulated() -> Simulated:
     return simulate(260, 30, n_latent=2, seed=5, loading=1.0)
 
 
-def run(checkpoint: Path, plan=PLAN, report=lambda progress: None, model=None):
+def parts() -> tuple[CountData, CountData]:
+    """Training and held-out cells."""
+    everything = simulated()
+    return everything.data(slice(0, 200)), everything.data(slice(200, 260))
+
+
+def run(checkpoint: Path, plan=PLAN, report=lambda progress: None, model=None, **architecture):
     """A training from the fixed start; the model and what it saw."""
     torch.set_num_threads(1)
-    everything = simulated()
-    fitted, held_out = everything.data(slice(0, 200)), everything.data(slice(200, 260))
-    model = model or small_model(fitted)
+    fitted, held_out = parts()
+    model = model or small_model(fitted, **architecture)
     return model, train(model, fitted, held_out, plan, CPU, checkpoint, report)
 
 
@@ -76,39 +86,66 @@ def kill_at(evaluation: int):
     return report
 
 
+@pytest.mark.parametrize("shape", ["linear", "cosine", "cyclical"])
 @pytest.mark.parametrize("warmup", [0, 1, 7, 20])
-def test_beta_rises_linearly_and_is_exactly_one_when_the_warmup_ends(warmup):
-    plan = replace(PLAN, kl_warmup_steps=warmup)
-    beta = [plan.beta(step) for step in range(PLAN.max_steps)]
-    assert beta[warmup] == 1.0
-    assert all(b == 1.0 for b in beta[warmup:])
-    assert all(b < 1.0 for b in beta[:warmup])
-    np.testing.assert_allclose(np.diff(beta[: warmup + 1]), 1 / max(warmup, 1))
+@pytest.mark.parametrize("beta", [1.0, 0.3, 7.0])
+def test_the_warmup_ends_exactly_at_beta_and_stays(shape, warmup, beta):
+    plan = replace(PLAN, kl_warmup=shape, kl_warmup_steps=warmup, beta=beta)
+    weights = [plan.beta_at(step) for step in range(PLAN.max_steps + 1)]
+    assert all(weight == beta for weight in weights[warmup:])
+    assert all(0 <= weight <= beta for weight in weights[:warmup])
+    assert [plan.is_final(step) for step in (warmup, 60)] == [True, True]
+    if warmup:
+        assert weights[0] == 0
+        assert not plan.is_final(warmup - 1)
+    if shape != "cyclical":
+        assert all(weight < beta for weight in weights[:warmup])
 
 
-def test_a_warmup_that_would_outlast_training_is_refused():
-    with pytest.raises(ValueError, match="warm-up of 60 steps"):
-        replace(PLAN, kl_warmup_steps=60)
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("constant", {0: 2.0, 5: 2.0, 20: 2.0}),
+        ("linear", {0: 0.0, 1: 0.1, 5: 0.5, 10: 1.0, 19: 1.9, 20: 2.0}),
+        ("cosine", {0: 0.0, 5: 1 - np.sqrt(0.5), 10: 1.0, 15: 1 + np.sqrt(0.5), 20: 2.0}),
+        # Four cycles of five steps: 0, 0.8, 1.6, 2, 2.
+        ("cyclical", {0: 0.0, 1: 0.8, 2: 1.6, 3: 2.0, 4: 2.0, 5: 0.0, 11: 0.8, 15: 0.0, 19: 2.0}),
+    ],
+)
+def test_the_weight_of_the_kl_at_known_steps(shape, expected):
+    plan = replace(PLAN, kl_warmup=shape, beta=2.0)
+    found = {step: plan.beta_at(step) for step in expected}
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "cyclical"])
+@pytest.mark.parametrize("steps", [60, 61])
+def test_a_warmup_that_would_outlast_training_is_refused(shape, steps):
+    with pytest.raises(ValueError, match=f"warm-up of {steps} steps"):
+        replace(PLAN, kl_warmup=shape, kl_warmup_steps=steps)
+    replace(PLAN, kl_warmup="constant", kl_warmup_steps=steps)
+    replace(PLAN, kl_warmup=shape, kl_warmup_steps=59)
 
 
 def scripted_elbo(monkeypatch, values):
-    """Held-out ELBOs as given, one an evaluation, then the last for ever."""
+    """Held-out ELBOs as given, one an evaluation, then the last for ever; a KL of 1."""
     left = list(values)
 
     def elbo(model, data, device):
         value = left.pop(0) if len(left) > 1 else left[0]
-        return HeldOut(value, 1.0, value + 1.0, np.array([1.0, 0.0, 0.0]))
+        return CellElbo(np.full(60, value + 1.0), np.ones(60), np.full((60, 3), 1 / 3))
 
-    monkeypatch.setattr(training, "held_out_elbo", elbo)
+    monkeypatch.setattr(training, "cell_elbo", elbo)
 
 
-def test_no_stop_before_beta_is_one(tmp_path, monkeypatch):
-    # Falling from the first look on; looks at 8, 16 (beta < 1), 24, 32, 40, ...
+@pytest.mark.parametrize("shape", ["linear", "cosine", "cyclical"])
+def test_no_stop_before_the_warmup_is_over(tmp_path, monkeypatch, shape):
+    # Falling from the first look on; looks at 8, 16 (warm-up), 24, 32, 40, ...
     scripted_elbo(monkeypatch, [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
-    _, progress = run(tmp_path / "c", replace(PLAN, patience=2))
+    _, progress = run(tmp_path / "c", replace(PLAN, patience=2, kl_warmup=shape))
     assert progress.stopped_by == "early stopping"
-    assert progress.best_step == 24, "the better ELBOs at beta < 1 do not count"
-    assert progress.best_elbo == -3.0
+    assert progress.best_step == 24, "the better ELBOs under a lighter KL do not count"
+    assert progress.best_objective == -3.0
     assert progress.step == 40
 
 
@@ -116,14 +153,28 @@ def test_patience_counts_looks_without_a_sufficient_improvement(tmp_path, monkey
     scripted_elbo(monkeypatch, [-9.0, -9.0, -5.0, -4.95, -4.8, -4.75, -4.72, -4.71])
     plan = replace(PLAN, patience=2, min_improvement=0.1, max_steps=200)
     _, progress = run(tmp_path / "c", plan)
-    assert (progress.best_step, progress.best_elbo) == (40, -4.8)
+    assert progress.best_step == 40
+    assert progress.best_objective == pytest.approx(-4.8)
     assert progress.step == 56
 
 
-def test_the_weights_kept_are_those_of_the_best_look_at_beta_one(tmp_path):
-    everything = simulated()
+def test_the_best_look_is_judged_by_the_objective_that_is_trained(tmp_path):
+    _, progress = run(tmp_path / "c", replace(PLAN, beta=0.3, learning_rate=0.05, max_steps=150))
+    objective = {
+        row["step"]: row["validation_reconstruction"] - 0.3 * row["validation_kl"]
+        for row in progress.history
+        if row["step"] >= 20
+    }
+    assert progress.best_step == max(objective, key=objective.get)
+    assert progress.best_objective == pytest.approx(max(objective.values()))
+    by_elbo = {row["step"]: row["validation_elbo"] for row in progress.history}
+    assert progress.best_objective > by_elbo[progress.best_step] + 0.5
+
+
+def test_the_weights_kept_are_those_of_the_best_look_at_full_beta(tmp_path):
+    fitted, held_out = parts()
     looks = {}
-    model = small_model(everything.data(slice(0, 200)))
+    model = small_model(fitted)
 
     def report(progress):
         looks[progress.step] = {n: t.clone() for n, t in model.state_dict().items()}
@@ -135,8 +186,7 @@ def test_the_weights_kept_are_those_of_the_best_look_at_beta_one(tmp_path):
     assert progress.best_step < progress.step, "the last look must not be the best one here"
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, looks[progress.best_step][name])
-    held_out = held_out_elbo(model, everything.data(slice(200, 260)), CPU)
-    assert held_out.elbo == progress.best_elbo
+    assert cell_elbo(model, held_out, CPU).mean == pytest.approx(progress.best_objective)
     assert not model.training
 
 
@@ -154,15 +204,38 @@ def test_history_is_a_row_a_look_and_its_numbers_add_up(whole):
             "validation_elbo",
             "validation_reconstruction",
             "validation_kl",
+            "active_units",
+            "mutual_information",
         ]
         assert row["epoch"] == row["step"] / 7  # ceil(200 / 32) steps
-        assert row["beta"] == PLAN.beta(row["step"])
+        assert row["beta"] == PLAN.beta_at(row["step"])
         assert row["validation_kl"] == pytest.approx(sum(kl))
         assert row["validation_elbo"] == pytest.approx(
             row["validation_reconstruction"] - row["validation_kl"]
         )
         # Both are the ELBO at beta = 1 of cells of one population.
         assert abs(row["train_elbo"] - row["validation_elbo"]) < 0.1 * abs(row["train_elbo"])
+
+
+@pytest.mark.parametrize("architecture", [{}, {"prior": "mixture", "prior_components": 3}])
+def test_the_last_row_tells_of_the_cells_what_their_posteriors_do(tmp_path, architecture):
+    fitted, held_out = parts()
+    model = small_model(fitted, **architecture)
+    seen = []
+
+    def report(progress):
+        at = embed(model, held_out, CPU)
+        elbo = cell_elbo(model, held_out, CPU)
+        row = progress.history[-1]
+        assert row["active_units"] == active_units(at.mean)
+        assert row["mutual_information"] == mutual_information(at)
+        assert row["validation_elbo"] == elbo.mean
+        assert row["validation_kl"] == elbo.kl.mean()
+        assert progress.kl[-1] == elbo.kl_dimensions.mean(0).tolist()
+        seen.append(row["mutual_information"])
+
+    run(tmp_path / "c", PLAN, report, model)
+    assert seen[-1] > 0.5
 
 
 def test_the_training_elbo_is_the_mean_since_the_last_look(whole, tmp_path):
@@ -187,18 +260,113 @@ def test_every_step_of_every_seed_has_its_own_noise(tmp_path, monkeypatch):
 
 
 def test_training_beats_the_null_model_on_cells_it_has_not_seen(tmp_path):
-    everything = simulated()
-    null = small_model(everything.data(slice(0, 200))).eval()
+    fitted, held_out = parts()
+    null = small_model(fitted).eval()
     with torch.no_grad():
-        null.logits.weight.zero_()
-        null.posterior_mean.weight.zero_()
-        null.posterior_mean.bias.zero_()
-        null.posterior_log_variance.weight.zero_()
-        null.posterior_log_variance.bias.zero_()
-    before = held_out_elbo(null, everything.data(slice(200, 260)), CPU)
+        null.profile.weight.zero_()
+        for head in (null.posterior_mean, null.posterior_log_variance):
+            head.weight.zero_()
+            head.bias.zero_()
+    before = cell_elbo(null, held_out, CPU)
     assert before.kl.sum() == 0
     _, progress = run(tmp_path / "c", replace(PLAN, max_steps=300))
-    assert progress.best_elbo > before.elbo + 3.0
+    assert progress.best_objective > before.mean + 3.0
+
+
+def test_beta_traces_a_monotone_rate_and_distortion(tmp_path):
+    """A dearer KL buys less of it, and less reconstruction: the points go down the curve."""
+    found, (_, held_out) = [], parts()
+    for beta in (0.3, 1.0, 3.0, 10.0):
+        plan = replace(PLAN, beta=beta, max_steps=300, batch_size=64, validation_interval=50)
+        model, _ = run(tmp_path / f"{beta}", plan, dropout=0.0)
+        elbo = cell_elbo(model, held_out, CPU, 16)
+        found.append((elbo.kl.mean(), elbo.reconstruction.mean()))
+    rate, reconstruction = np.transpose(found)
+    assert (np.diff(rate) < -0.3).all()
+    assert (np.diff(reconstruction) < -0.3).all()
+    # Each is the best of the four at its own price.
+    price = np.array([0.3, 1.0, 3.0, 10.0])[:, None]
+    objective = reconstruction - price * rate
+    assert (objective.max(1) - np.diagonal(objective) < 0.5).all()
+
+
+class Still:
+    """An optimiser that does not move, so that the gradients of a step can be read."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def zero_grad(self, set_to_none):
+        self.model.zero_grad(set_to_none=set_to_none)
+
+    def step(self):
+        pass
+
+
+def gradients(model, plan) -> dict[str, torch.Tensor]:
+    """Those of the first step, by name."""
+    fitted, _ = parts()
+    batches = ShuffledBatches(len(fitted), plan.batch_size, plan.seed)
+    training._step(model, Still(model), fitted, batches, plan, training.Progress(), CPU)
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def textbook_gradients(model, plan, penalty) -> dict[str, torch.Tensor]:
+    """Of beta penalty(KL of each dimension, batch mean) - reconstruction - prior of theta / n."""
+    stream = np.random.SeedSequence([plan.seed, 0]).generate_state(1, np.uint64)
+    torch.manual_seed(int(stream[0] >> 1))
+    fitted, _ = parts()
+    cells = ShuffledBatches(len(fitted), plan.batch_size, plan.seed)[0]
+    found = model(fitted.chunk(cells, CPU))
+    loss = plan.beta * penalty(found.kl_dimensions.mean(0)) - found.reconstruction.mean()
+    loss = loss + (model.log_theta / 0.5).square().sum() / 2 / len(fitted)
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("free_bits", [0.0, 0.02, 0.3, 100.0])
+def test_free_bits_are_a_floor_of_the_price_of_each_dimension(free_bits):
+    """sum_j max(KL_j, free_bits) of the batch means; at 0 the plain ELBO."""
+    model = small_model(parts()[0], n_latent=4)
+    with torch.no_grad():
+        model.posterior_mean.weight.mul_(torch.tensor([0.0, 0.2, 1.0, 4.0])[:, None])
+        model.posterior_mean.bias.mul_(torch.tensor([0.0, 0.2, 1.0, 4.0]))
+        model.posterior_log_variance.weight.mul_(0.1)
+        model.log_theta.fill_(0.7)
+    plan = replace(PLAN, kl_warmup="constant", beta=2.0, free_bits=free_bits)
+    found = gradients(model, plan)
+    expected = textbook_gradients(model, plan, lambda kl: kl.clamp_min(free_bits).sum())
+    plain = textbook_gradients(model, plan, lambda kl: kl.sum())
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    same_as_plain = torch.allclose(found["posterior_mean.weight"], plain["posterior_mean.weight"])
+    assert same_as_plain == (free_bits == 0)
+
+
+def test_a_dimension_under_its_free_bits_has_no_gradient_of_the_kl():
+    """Where the decoder does not hear z, the KL is all there is."""
+    model = small_model(parts()[0], dropout=0.0)
+    with torch.no_grad():
+        model.decoder[0].weight.zero_()
+        model.posterior_mean.bias.copy_(torch.tensor([0.0, 0.0, 9.0]))
+    found = gradients(model, replace(PLAN, kl_warmup="constant", free_bits=4.0))
+    plain = gradients(model, replace(PLAN, kl_warmup="constant"))
+    for head in ("posterior_mean", "posterior_log_variance"):
+        weight, price = found[f"{head}.weight"], plain[f"{head}.weight"]
+        assert weight[:2].abs().max() < 1e-6
+        assert price[:2].abs().max() > 1e-3
+        torch.testing.assert_close(weight[2], price[2])
+
+
+def test_free_bits_keep_a_dear_latent_space_in_use(tmp_path):
+    plan = replace(PLAN, beta=30.0, max_steps=200, batch_size=64, validation_interval=50)
+    _, collapsed = run(tmp_path / "a", plan)
+    _, kept = run(tmp_path / "b", replace(plan, free_bits=0.5))
+    assert max(collapsed.kl[-1]) < 0.02
+    assert min(kept.kl[-1]) > 0.3
+    assert max(kept.kl[-1]) < 0.7
 
 
 def test_a_seed_decides_the_bytes(whole, tmp_path):
@@ -239,6 +407,37 @@ def test_a_finished_run_is_not_trained_again(whole, tmp_path):
     remove_checkpoint(checkpoint)
     assert list(tmp_path.iterdir()) == []
     remove_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"normalization": "batch"},
+        {"prior": "mixture", "prior_components": 3},
+        {"prior": "vamp", "prior_components": 2},
+        {"library_size": "latent"},
+        {"skip": "film", "likelihood": "zinb", "dispersion": "gene_cell"},
+        {"likelihood": "gaussian", "n_layers": 0},
+        {
+            "normalization": "batch",
+            "prior": "mixture",
+            "prior_components": 3,
+            "library_size": "latent",
+            "n_layers": 2,
+        },
+    ],
+    ids=str,
+)
+def test_every_architecture_resumes_to_the_same_bytes(tmp_path, architecture):
+    plan = replace(PLAN, max_steps=40, kl_warmup="cyclical", free_bits=0.1)
+    undisturbed = run(tmp_path / "whole", plan, **architecture)
+    checkpoint = tmp_path / "checkpoint"
+    with pytest.raises(KilledError):
+        run(checkpoint, plan, kill_at(3), **architecture)
+    seen = []
+    resumed = run(checkpoint, plan, lambda progress: seen.append(progress.step), **architecture)
+    assert seen[0] == 24
+    assert same(undisturbed, resumed)
 
 
 CHILD = """
@@ -313,14 +512,30 @@ def test_a_checkpoint_that_cannot_be_read_is_a_fresh_start(whole, tmp_path, dama
     assert seen[0] == 8
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 4}, {"learning_rate": 1e-3}, {"kl_warmup_steps": 10}, {"batch_size": 64}]
-)
+@pytest.mark.parametrize("change", [{"seed": 4}, {"kl_warmup": "cosine"}])
 def test_the_checkpoint_of_another_plan_is_ignored(tmp_path, change):
     checkpoint, plan = tmp_path / "checkpoint", replace(PLAN, **change)
     with pytest.raises(KilledError):
         run(checkpoint, report=kill_at(5))
     assert same(run(checkpoint, plan), run(tmp_path / "fresh", plan))
+
+
+def test_all_of_a_plan_that_changes_a_result_is_in_the_fingerprint():
+    fitted, held_out = parts()
+    keys = {
+        training.fingerprint(
+            small_model(fitted),
+            fitted,
+            held_out,
+            replace(PLAN, **{name: "cosine" if name == "kl_warmup" else value + 1}),
+        )
+        for name, value in asdict(PLAN).items()
+        if name != "checkpoint_seconds"
+    }
+    keys.add(training.fingerprint(small_model(fitted), fitted, held_out, PLAN))
+    assert len(keys) == len(asdict(PLAN))
+    rare = replace(PLAN, checkpoint_seconds=1e6)
+    assert training.fingerprint(small_model(fitted), fitted, held_out, rare) in keys
 
 
 def test_how_often_a_checkpoint_is_written_changes_nothing(whole, tmp_path):
@@ -334,32 +549,39 @@ def test_how_often_a_checkpoint_is_written_changes_nothing(whole, tmp_path):
     assert seen[0] == 40
 
 
-def test_fine_tuning_never_ends_below_where_it_began(tmp_path):
-    everything = simulated()
-    fitted, held_out = everything.data(slice(0, 200)), everything.data(slice(200, 260))
+@pytest.mark.parametrize("warmup", [{"kl_warmup_steps": 0}, {"kl_warmup": "constant"}])
+def test_fine_tuning_never_ends_below_where_it_began(tmp_path, warmup):
+    fitted, held_out = parts()
     model = small_model(fitted)
-    start = held_out_elbo(model, held_out, CPU).elbo
-    ruinous = replace(PLAN, kl_warmup_steps=0, learning_rate=0.5, max_steps=20)
+    start = cell_elbo(model, held_out, CPU).mean
+    ruinous = replace(PLAN, learning_rate=0.5, max_steps=20, **warmup)
     progress = train(model, fitted, held_out, ruinous, CPU, tmp_path / "c")
     assert progress.best_step == 0
-    assert held_out_elbo(model, held_out, CPU).elbo == start
+    assert cell_elbo(model, held_out, CPU).mean == start
 
 
 def test_the_checkpoint_of_other_cells_or_another_model_is_ignored(tmp_path):
-    checkpoint, everything = tmp_path / "checkpoint", simulated()
-    fitted, held_out = everything.data(slice(0, 200)), everything.data(slice(200, 260))
+    checkpoint, (fitted, held_out) = tmp_path / "checkpoint", parts()
     keys = {training.fingerprint(small_model(fitted), fitted, held_out, PLAN)}
     more = fitted.counts.copy()
     more.data[0] += 1
     resized = fitted.log_offset.copy()
     resized[0] += 0.1
-    for cells in (replace(fitted, counts=more), replace(fitted, log_offset=resized)):
+    told = np.ones((200, 1), dtype=np.float32)
+    batch = np.ones(200, dtype=np.int64)
+    for change in (
+        {"counts": more},
+        {"log_offset": resized},
+        {"covariates": told},
+        {"batch": batch},
+    ):
+        cells = replace(fitted, **change)
         keys.add(training.fingerprint(small_model(fitted), cells, held_out, PLAN))
         keys.add(training.fingerprint(small_model(fitted), fitted, cells, PLAN))
     keys.add(training.fingerprint(small_model(fitted, dropout=0.2), fitted, held_out, PLAN))
     keys.add(training.fingerprint(small_model(held_out), fitted, held_out, PLAN))
     keys.add(training.fingerprint(small_model(fitted), fitted, held_out, PLAN, "other code"))
-    assert len(keys) == 8
+    assert len(keys) == 12
     with pytest.raises(KilledError):
         run(checkpoint, report=kill_at(5))
     model, fresh = small_model(held_out), small_model(held_out)
@@ -369,7 +591,7 @@ def test_the_checkpoint_of_other_cells_or_another_model_is_ignored(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     model = small_model(simulated().data(slice(0, 200)))
     with torch.no_grad():
-        model.logits.bias[0] = float("nan")
+        model.profile.bias[0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"step 0; lower train\.learning_rate"):
         run(tmp_path / "c", model=model)
 
@@ -380,14 +602,66 @@ def test_a_held_out_elbo_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
         run(tmp_path / "c")
 
 
-def test_weights_decay_like_a_fixed_prior_and_vectors_do_not():
-    model = small_model(simulated().data())
+ALL_PARTS = {
+    "n_layers": 2,
+    "skip": "film",
+    "likelihood": "zinb",
+    "dispersion": "gene_cell",
+    "library_size": "latent",
+}
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {},
+        {**ALL_PARTS, "normalization": "batch", "prior": "mixture", "prior_components": 3},
+        {**ALL_PARTS, "prior": "vamp", "prior_components": 2},
+        {"likelihood": "gaussian"},
+    ],
+    ids=["default", "mixture", "vamp", "gaussian"],
+)
+def test_weights_of_linear_layers_decay_like_a_fixed_prior_and_nothing_else(architecture):
+    model = small_model(simulated().data(), **architecture)
     groups = training._optimizer(model, replace(PLAN, weight_decay=100.0), 50).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    assert len(decay) == len(list(model.parameters()))
-    for name, parameter in model.named_parameters():
-        matrix = name.endswith("weight") and parameter.ndim == 2
-        assert decay[id(parameter)] == (2.0 if matrix else 0.0), name
+    speed = {id(p): group["lr"] for group in groups for p in group["params"]}
+    linear = {
+        f"{name}.weight"
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    learned = {n: p for n, p in model.named_parameters() if n != "film.bias"}
+    assert len(decay) == len(learned)
+    for name, parameter in learned.items():
+        assert decay[id(parameter)] == (2.0 if name in linear else 0.0), name
+        is_scatter = name in ("log_theta", "log_gene_variance")
+        assert speed[id(parameter)] == PLAN.learning_rate * (10 if is_scatter else 1), name
+
+
+@pytest.mark.parametrize("architecture", [{"skip": "film"}, {"library_size": "latent"}])
+def test_what_is_fixed_is_not_learned(tmp_path, architecture):
+    fitted, _ = parts()
+    before = small_model(fitted, **architecture).state_dict()
+    model, _ = run(tmp_path / "c", **architecture)
+    for name in ("film.bias", "size_prior", "log_common_depth", "log_headroom"):
+        if name in before:
+            assert torch.equal(model.state_dict()[name], before[name]), name
+    assert not torch.equal(model.state_dict()["profile.weight"], before["profile.weight"])
+
+
+@pytest.mark.parametrize("components", [1, 4])
+def test_pseudo_cells_are_not_among_the_cells_of_batch_normalisation(tmp_path, components):
+    """Their mean and variance are not those of cells, by which held-out cells are normalised."""
+    architecture = {"normalization": "batch", "prior": "vamp", "prior_components": components}
+    model = small_model(parts()[0], **architecture).train()
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    model.prior_of_z()
+    for name, tensor in model.named_buffers():
+        assert torch.equal(tensor, before[name]), name
+    assert model.encoder.training
+    _, progress = run(tmp_path / "c", replace(PLAN, max_steps=24), model=model)
+    assert np.isfinite(progress.best_objective)
 
 
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):

@@ -10,31 +10,50 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workflow_copy import TAG, WorkflowCopy, kill_with_children
+from workflow_copy import EVERYTHING, TAG, WorkflowCopy, kill_with_children
 
 pytest_plugins = ["workflow_copy"]
 
+FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies"]
+TRAINED = "model.safetensors model.json history.parquet kl.parquet summary.json"
+PRUNED = "model.safetensors model.json history.parquet summary.json evidence.parquet evidence.tsv "
+PRUNED += "elbo.tsv"
+DETECTED = "cells.tsv cells.parquet genes.tsv genes.parquet channels.tsv summary.json"
 BY_STAGE = {
     "import": "healthy.h5ad healthy.summary.json patient.h5ad patient.summary.json",
     "preprocess": "healthy.h5ad healthy.qc.parquet healthy.dropped.tsv healthy.summary.json "
     "patient.h5ad patient.qc.parquet patient.dropped.tsv patient.summary.json "
     "counts.h5ad splits.tsv summary.json",
     "library_size": "library_size.parquet samples.tsv summary.json",
-    "train/seed1": "model.safetensors model.json history.parquet kl.parquet summary.json",
-    "prune/seed1": "model.safetensors model.json history.parquet summary.json "
-    "evidence.parquet evidence.tsv elbo.tsv",
+    "train/seed1": TRAINED,
+    "prune/seed1": PRUNED,
     "embed/seed1": "latent.parquet umap.parquet",
-    "anomaly": "cells.tsv cells.parquet genes.tsv genes.parquet channels.tsv summary.json",
+    "evidence": "cells.parquet groups.tsv summary.json",
+    "anomaly": DETECTED,
     "figures": " ".join(
-        f"{name}.{end}"
-        for name in ("qc", "library_size", "training", "pruning", "latent", "anomalies")
-        for end in ("pdf", "svg", "png", "tsv")
+        f"{name}.{end}" for name in FIGURES for end in ("pdf", "svg", "png", "tsv")
     ),
     ".": "report.html methods.md run.json annotated.h5ad",
 }
-RESULTS = {
-    (Path(stage) / name).as_posix() for stage, names in BY_STAGE.items() for name in names.split()
+# What a run has besides with every option on.
+OTHER_FITS = ("seed1-nb", "seed1-zinb", "seed1-poisson", "seed1-beta0.5", "seed1-beta2", "seed2")
+MORE = {
+    **{f"train/{fit}": TRAINED for fit in OTHER_FITS},
+    "prune/seed2": PRUNED,
+    "embed/seed2": "latent.parquet",
+    "likelihood": "comparison.tsv summary.json",
+    "rate_distortion": "curve.tsv summary.json",
+    "stability": "pairs.tsv cells.tsv summary.json",
+    "stability/seed2": DETECTED,
+    "figures": " ".join(f"rate_distortion.{end}" for end in ("pdf", "svg", "png", "tsv")),
 }
+
+
+def paths_in(stages: dict[str, str]) -> set[str]:
+    return {(Path(s) / name).as_posix() for s, names in stages.items() for name in names.split()}
+
+
+RESULTS = paths_in(BY_STAGE)
 
 
 def results_of(run: WorkflowCopy) -> dict[str, bytes]:
@@ -131,6 +150,104 @@ def test_no_result_names_the_folder_it_was_made_in(finished):
         if str(finished.folder).encode() in content
     ]
     assert named == []
+
+
+# ---- with every option on
+
+
+def test_every_option_on_leaves_exactly_these_files_more(everything):
+    assert set(results_of(everything)) == RESULTS | paths_in(MORE)
+
+
+def test_what_comes_before_the_model_stays_as_it_was(finished, everything):
+    before, after = results_of(finished), results_of(everything)
+    kept = ("import/", "preprocess/", "library_size/", "figures/qc", "figures/library_size")
+    for name in before:
+        assert not name.startswith(kept) or before[name] == after[name], name
+
+
+def test_the_best_candidate_is_the_fit_and_all_others_have_its_likelihood(everything):
+    train = everything.results / "train"
+    choice = json.loads((everything.results / "likelihood" / "summary.json").read_text())
+    table = pd.read_csv(everything.results / "likelihood" / "comparison.tsv", sep="\t")
+    chosen = choice["chosen"]
+    assert table.loc[table["chosen"], "likelihood"].tolist() == [chosen]
+    assert set(table["likelihood"]) == {"nb", "zinb", "poisson"}
+    for name in TRAINED.split():
+        copied = (train / "seed1" / name).read_bytes()
+        assert copied == (train / f"seed1-{chosen}" / name).read_bytes(), name
+    expected = {fit: fit.removeprefix("seed1-") for fit in OTHER_FITS[:3]}
+    for fit in ("seed1", *OTHER_FITS):
+        model = json.loads((train / fit / "model.json").read_text())
+        assert model["architecture"]["likelihood"] == expected.get(fit, chosen)
+        assert model["architecture"]["prior"] == "mixture"
+        assert model["design"]["categorical"] == {"lane": ["L1", "L2"]}
+
+
+def test_each_beta_is_a_point_of_the_curve(everything):
+    curve = pd.read_csv(everything.results / "rate_distortion" / "curve.tsv", sep="\t")
+    assert curve["beta"].tolist() == [0.5, 1, 2]
+    assert curve["chosen"].tolist() == [False, True, False]
+    assert curve["on_envelope"].any()
+    for row in curve.itertuples():
+        fit = "seed1" if row.beta == 1 else f"seed1-beta{row.beta:g}"
+        summary = json.loads((everything.results / "train" / fit / "summary.json").read_text())
+        assert (summary["beta"], summary["rate"]) == (row.beta, pytest.approx(row.rate))
+
+
+def test_the_seeds_agree_on_the_odd_cells(everything):
+    """Seeds differ, so their fits do; the cells that are odd are odd for both."""
+    one, two = (
+        everything.results / "embed" / seed / "latent.parquet" for seed in ("seed1", "seed2")
+    )
+    assert one.read_bytes() != two.read_bytes()
+    cells = pd.read_csv(everything.results / "stability" / "cells.tsv", sep="\t")
+    assert (cells["n_seeds"] == 2).all()
+    numbers = cells["cell_id"].str.removeprefix("patient:CELL").str.removeprefix("CELL").astype(int)
+    assert (cells.loc[numbers >= 170, "n_flagged"] == 2).sum() >= 15
+    assert (cells.loc[numbers < 170, "n_flagged"] == 2).sum() <= 4
+    summary = json.loads((everything.results / "stability" / "summary.json").read_text())
+    assert summary["n_flagged_by_all"] == (cells["n_flagged"] == 2).sum()
+    flagged = [
+        pd.read_csv(everything.results / folder / "cells.tsv", sep="\t")["is_anomaly"].sum()
+        for folder in ("anomaly", "stability/seed2")
+    ]
+    assert sum(flagged) == cells["n_flagged"].sum()
+
+
+def test_the_report_has_a_place_for_each_option(everything, finished):
+    headings = (
+        *("Choice of the likelihood", "Held-out evidence of each likelihood"),
+        *("<h3>Rate and distortion</h3>", "Models trained with other weights of the KL term"),
+        *("Pairs of seeds compared", "All scores of this run come from refined posteriors"),
+    )
+    page, plain = ((run.results / "report.html").read_text() for run in (everything, finished))
+    for heading in headings:
+        assert heading in page, heading
+        assert heading not in plain.split("</style>")[1], heading
+    assert "This run has one seed" in plain and "This run has one seed" not in page
+    assert page.count("<img") == plain.count("<img") + 1
+
+
+def test_the_methods_have_a_sentence_for_each_option(everything, finished):
+    told, plain = ((run.results / "methods.md").read_text() for run in (everything, finished))
+    for sentence in (
+        "The likelihood was chosen among negative binomial, zero-inflated negative binomial and "
+        "Poisson by the importance-weighted evidence (50 samples",
+        "a prior of 3 learned Gaussians",
+        "given to the decoder as covariates.",
+        "Rate and distortion (Alemi et al. 2018) were traced over models with beta = 0.5, 1, 2.",
+        "Training, pruning and scoring were repeated with 2 seeds in all",
+        "scores stand on these refined posteriors.",
+    ):
+        assert sentence in told, sentence
+        assert sentence not in plain, sentence
+    record = json.loads((everything.results / "run.json").read_text())
+    for section, settings in EVERYTHING.items():
+        assert record["config"][section] == record["config"][section] | settings
+
+
+# ---- killed, and run elsewhere
 
 
 @pytest.fixture(scope="module")

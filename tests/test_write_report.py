@@ -1,16 +1,21 @@
 """The report tells all, loads nothing, runs nothing, and is the same each time."""
 
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
-from fake_run import HOSTILE, write_fake_run
+from configuration import check_config
+from conftest import ROOT
+from fake_run import HOSTILE, write_fake_run, write_optional_stages
 from report_tables import flagged_table
 from run_record import checksum, describe_run, package_versions, write_methods
+from run_script import run_script
 from write_report import (
     flatten,
     judge,
@@ -20,50 +25,74 @@ from write_report import (
     report_content,
 )
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "workflow" / "report" / "report.html"
+TEMPLATE = ROOT / "workflow" / "report" / "report.html"
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 PNG = bytes.fromhex("89504e470d0a1a0a")
-CONFIG = {
-    "run": "first look",
-    "seed": 7,
-    "preprocess": {
+FIGURES = ("qc", "library_size", "training", "pruning", "latent", "anomalies")
+
+
+def config_with(**sections) -> dict:
+    return check_config({"run": "first-look", "samples": "s.tsv"} | sections, SCHEMA)
+
+
+CONFIG = config_with(
+    seed=7,
+    preprocess={
         "filter_cells": {"min_counts": 321, "max_counts": None, "n_mads": 4},
         "select_features": {"n_features": 1234, "min_cells": 9},
         "split": {"validation": 0.15, "calibration": 0.35},
     },
-    "library_size": {"method": "median_of_ratios"},
-    "train": {"n_latent": 17},
-    "prune": {"min_kl": 0.033},
+    library_size={"method": "median_of_ratios"},
+    train={"n_latent": 17},
+)
+
+
+TABLES = {
+    "cells": "anomaly/cells.parquet",
+    "genes": "anomaly/genes.parquet",
+    "evidence": "prune/seed1/evidence.parquet",
+    "elbo": "prune/seed1/elbo.tsv",
+    "gaps": "evidence/groups.tsv",
+    "channels": "anomaly/channels.tsv",
+    "splits": "preprocess/splits.tsv",
+    "samples_library": "library_size/samples.tsv",
+}
+OPTIONAL = {
+    "comparison": "likelihood/comparison.tsv",
+    "curve": "rate_distortion/curve.tsv",
+    "pairs": "stability/pairs.tsv",
 }
 
 
 def read_tables(run: Path) -> dict[str, pd.DataFrame]:
-    tables = {
-        "cells": "anomaly/cells.parquet",
-        "genes": "anomaly/genes.parquet",
-        "evidence": "prune/seed1/evidence.parquet",
-        "elbo": "prune/seed1/elbo.tsv",
-        "channels": "anomaly/channels.tsv",
-        "splits": "preprocess/splits.tsv",
-        "samples_library": "library_size/samples.tsv",
-    }
+    paths = TABLES | {name: path for name, path in OPTIONAL.items() if (run / path).exists()}
     return {
         name: pd.read_parquet(run / path)
         if path.endswith("parquet")
         else pd.read_csv(run / path, sep="\t")
-        for name, path in tables.items()
+        for name, path in paths.items()
     }
 
 
+def draw_figures(run: Path) -> list[Path]:
+    """Files in the place of the figures."""
+    names = [*FIGURES, "rate_distortion"] if (run / "rate_distortion").exists() else FIGURES
+    (run / "figures").mkdir(exist_ok=True)
+    for name in names:
+        (run / "figures" / f"{name}.png").write_bytes(PNG)
+    return [run / "figures" / f"{name}.png" for name in names]
+
+
 def make_report(run: Path) -> str:
-    figures = run / "figures"
-    figures.mkdir(exist_ok=True)
-    for name in ("qc", "library_size", "training", "pruning", "latent", "anomalies"):
-        (figures / f"{name}.png").write_bytes(PNG)
     content = report_content(
-        read_tables(run), read_summaries(run.rglob("*summary.json")), sorted(figures.iterdir())
+        read_tables(run), read_summaries(run.rglob("*summary.json")), draw_figures(run)
     )
     content |= {"run": CONFIG["run"], "settings": flatten(CONFIG), "versions": {"numpy": "2"}}
     return render(TEMPLATE.read_text(encoding="utf-8"), content)
+
+
+def words(page: str) -> str:
+    return " ".join(Page(page).text.split())
 
 
 class Page(HTMLParser):
@@ -123,15 +152,15 @@ def test_every_warning_is_there_with_its_mend(page):
 
 def test_every_figure_is_there_with_words_for_it(page):
     images = [v for tag, name, v in page.attributes if tag == "img" and name == "src"]
-    words = [v for tag, name, v in page.attributes if tag == "img" and name == "alt"]
-    assert len(images) == 6 and all(words)
+    texts = [v for tag, name, v in page.attributes if tag == "img" and name == "alt"]
+    assert len(images) == 6 and all(texts)
 
 
 def test_says_how_many_were_found(tmp_path):
     run = write_fake_run(tmp_path)
     cells = pd.read_parquet(run / "anomaly/cells.parquet")
     query = cells[cells["split"] == "query"]
-    text = " ".join(Page(make_report(run)).text.split())
+    text = words(make_report(run))
     assert f"{query['is_anomaly'].sum()} of {len(query)} query cells" in text
     for sample, part in query.groupby("sample"):
         assert sample in text and str(part["is_anomaly"].sum()) in text
@@ -203,7 +232,7 @@ def test_the_smallest_p_is_sound_where_a_few_cells_could_be_flagged():
 
 
 def test_input_says_what_was_left_out_and_how_genes_were_selected(tmp_path):
-    text = " ".join(Page(make_report(write_fake_run(tmp_path))).text.split())
+    text = words(make_report(write_fake_run(tmp_path)))
     for said in (
         *("donor1 features: Antibody Capture 17", "donor3 genes that another sample lacks 46"),
         *("all samples genes in too few cells 9", "without a count in the genes left 6"),
@@ -228,15 +257,272 @@ def test_summaries_know_their_stage_and_sample(tmp_path):
     assert {("import", "donor1"), ("preprocess", ""), ("train", ""), ("anomaly", "")} <= found
 
 
+# ---- what only some runs have
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    return write_optional_stages(write_fake_run(tmp_path_factory.mktemp("full")))
+
+
+def test_evidence_and_the_gap_are_shown_group_by_group(full):
+    text = words(make_report(full))
+    for said in (
+        "importance-weighted estimate (50 draws)",
+        "what 30 gradient steps on a cell's own posterior win",
+        "cell type B cell",
+        "Amortization gap",
+        "0.87 0.031 17.5",
+    ):
+        assert said in text, said
+    assert "All scores of this run come from refined posteriors" not in text
+
+
+def test_the_choice_of_the_likelihood_the_curve_and_the_seeds_have_their_place(full, page):
+    told = Page(make_report(full))
+    text = " ".join(told.text.split())
+    for said in (
+        "Choice of the likelihood",
+        "on 77 validation cells",
+        "Zero inflation is not supported by the data (+0.1 ± 0.07 nats a cell",
+        "zinb -603.10 1.1 0.1 0.07 no",
+        "nb -603.20 1.1 0 0 yes",
+        "Rate and distortion",
+        "0.5 14 594.00 -608.00 1.2 5 3.97 yes no",
+        "What to do: consider train.beta: 0.5.",
+        "16 cells are flagged by all 3 seeds, 24 by at least one",
+        "1 2 4 5 0.97 0.91 61 % 0.93 18 21",
+    ):
+        assert said in text, said
+    assert "This run has one seed" not in text
+    images = [v for tag, name, v in told.attributes if tag == "img" and name == "alt"]
+    assert len(images) == 7 and "Rate and distortion" in " ".join(images)
+    # They are headed in sections that every run has.
+    assert told.tags.count("section") == page.tags.count("section")
+
+
+def test_what_a_run_did_not_make_is_not_headed(page):
+    for heading in ("Choice of the likelihood", "Rate and distortion", "Pairs of seeds"):
+        assert heading not in page.text
+    assert "set stability.n_seeds to 3 or more" in page.text
+
+
+def test_single_dimensions_are_warned_of_in_every_run(page):
+    assert "single dimensions have no meaning of their own" in page.text
+
+
+def changed_summary(run: Path, path: str, **content) -> Path:
+    file = run / path
+    file.write_text(json.dumps(json.loads(file.read_text()) | content))
+    return run
+
+
+def test_a_collapse_is_said_with_its_cause_and_mend(tmp_path, page):
+    assert "The posterior has not collapsed" in page.text
+    found = {"cause": "objective", "shown_by": "beta is 300", "mend": "lower train.beta"}
+    run = changed_summary(write_fake_run(tmp_path), "train/seed1/summary.json", collapse=found)
+    text = words(make_report(run))
+    assert "Probable cause, the objective: beta is 300. What to do: lower train.beta." in text
+    assert "has not collapsed" not in text
+
+
+def test_how_sure_the_number_of_dimensions_is_and_a_second_opinion(tmp_path):
+    text = words(make_report(write_fake_run(tmp_path)))
+    assert "4 of 6 dimensions were kept" in text
+    assert "4 to 5 dimensions are compatible with these cells" in text
+    assert "5 singular values of the training cells stand above" in text
+    assert "4 0.02 0.002 0.004 0.03 0.3 no no unused by every test" in text
+
+
+def test_refined_scores_are_said(tmp_path):
+    run = changed_summary(write_fake_run(tmp_path), "evidence/summary.json", for_scores=True)
+    assert "All scores of this run come from refined posteriors." in words(make_report(run))
+
+
+# ---- the rule
+
+
+def write_files(run: Path, folder: Path, config: dict) -> dict:
+    """The rule write_report on the files of a run."""
+    folder.mkdir(exist_ok=True)
+    inputs = {name: str(run / path) for name, path in TABLES.items()}
+    for name, path in OPTIONAL.items():
+        inputs[name] = [str(run / path)] if (run / path).exists() else []
+    (folder / "in.tsv").write_text("counts")
+    inputs |= {
+        "sources": [str(folder / "in.tsv")],
+        "gene_list": [],
+        "figures": [str(path) for path in draw_figures(run)],
+        "summaries": [str(path) for path in sorted(run.rglob("*summary.json"))],
+    }
+    output = {"report": "report.html", "methods": "methods.md", "run": "run.json"}
+    params = {"config": config, "samples": {}, "versions": ["numpy"]}
+    return run_script("write_report", folder, inputs, output, params)
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_the_rule_writes_report_methods_and_record(tmp_path, is_full):
+    run = write_fake_run(tmp_path / "run")
+    if is_full:
+        write_optional_stages(run)
+    written = write_files(run, tmp_path / "out", CONFIG)
+    text = words(written["report"].read_text())
+    assert ("Pairs of seeds compared" in text) == is_full
+    assert ("chosen among negative binomial" in written["methods"].read_text()) == is_full
+    assert json.loads(written["run"].read_text())["seed"] == 7
+
+
+def test_a_group_of_one_cell_has_no_standard_error_and_any_name(tmp_path):
+    run = write_fake_run(tmp_path / "run")
+    groups = pd.read_csv(run / "evidence/groups.tsv", sep="\t").head(4)
+    groups["group"], groups["n_cells"] = ["NA", "01", "null", "T cell"], [1, 7, 1, 8]
+    groups["gap_se"] = [None, 0.25, None, 0.5]
+    groups.to_csv(run / "evidence/groups.tsv", sep="\t", index=False, na_rep="NA")
+    text = words(write_files(run, tmp_path / "out", CONFIG)["report"].read_text())
+    for name, se in (("NA", "–"), ("01", "0.25"), ("null", "–"), ("T cell", "0.5")):
+        assert re.search(rf" {name} [178] -605.50 -603.20 0.87 {se} 17.5", text), name
+
+
+# ---- methods
+
+
+def methods_of(run: Path, **sections) -> str:
+    """The methods of a fake run, made with these sections of the config."""
+    config = config_with(**sections)
+    likelihood = config["train"]["likelihood"]
+    summaries = read_summaries(run.rglob("*summary.json"))
+    train = next(s for s in summaries if s["stage"] == "train")
+    if likelihood != "auto":
+        train["architecture"] = train["architecture"] | {"likelihood": likelihood}
+    return write_methods(config, summaries)
+
+
 def test_methods_name_the_settings_of_the_run(tmp_path):
     run = write_fake_run(tmp_path)
     text = write_methods(CONFIG, read_summaries(run.rglob("*summary.json")))
     for said in ("min_counts = 321", " 4 scaled", "1234", "at least 9 cells", "0.35", "median of"):
         assert said in text, said
-    for said in ("17 latent", "min_kl = 0.033", "800 optimiser", "seed was 7", "rate of 0.1"):
+    for said in ("17 latent", "min_kl = 0.1", "800 optimiser", "seed was 7", "rate of 0.1"):
+        assert said in text, said
+    for said in ("which left 4", "5 singular values", "50 importance samples", "30 gradient"):
         assert said in text, said
     assert "shared-program channel used query cells" in text
     assert "None" not in text and "max_counts" not in text
+    for absent in ("covariates", "free", "repeated with", "traced over", "chosen among"):
+        assert absent not in text, absent
+
+
+# The words that only this value of a setting brings, and the rest of the settings it needs.
+WORDS = {
+    "likelihood": {
+        "nb": "with a negative binomial likelihood (variance mu + mu^2/theta, theta a gene)",
+        "zinb": "zero-inflated negative binomial likelihood",
+        "poisson": "a Poisson likelihood",
+        "gaussian": "a Gaussian likelihood of log(1 + counts at a common depth)",
+        "auto": "chosen among negative binomial, zero-inflated negative binomial and Poisson",
+    },
+    "dispersion": {
+        "gene": "theta a gene)",
+        "gene_batch": "theta a gene and batch)",
+        "gene_cell": "theta a gene times a function of the latent position)",
+    },
+    "decoder": {
+        "softmax": "shares of the library by a softmax",
+        "free": "a free rate of each gene",
+    },
+    "library_size": {
+        "observed": "a log offset of the library size",
+        "latent": "a latent library size, log-normal in each batch",
+    },
+    "skip": {
+        "none": "",
+        "plain": "a plain skip connection",
+        "film": "FiLM, Perez et al. 2018",
+    },
+    "prior": {
+        "normal": "a standard normal prior",
+        "mixture": "a prior of 10 learned Gaussians (Dilokthanakul et al. 2016)",
+        "vamp": "a VampPrior of 10 pseudo-cells",
+    },
+    "normalization": {
+        "layer": "normalization: layer",
+        "batch": "normalization: batch",
+        "none": "normalization: none",
+    },
+    "kl_warmup": {
+        "linear": "rose linearly to 1 over 800 optimiser steps",
+        "cosine": "rose along a cosine to 1 over 800 optimiser steps",
+        "cyclical": "rose to 1 in 4 cycles over 800 optimiser steps (Fu et al. 2019)",
+        "constant": "was 1 from the start",
+    },
+}
+
+
+def test_every_choice_of_the_model_is_in_the_table_of_words():
+    train = yaml.safe_load(SCHEMA.read_text())["properties"]["train"]["properties"]
+    choices = {key: rule["enum"] for key, rule in train.items() if "enum" in rule}
+    assert {key: sorted(said) for key, said in WORDS.items()} == {
+        key: sorted(values) for key, values in choices.items()
+    }
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k, said in WORDS.items() for v in said])
+def test_each_value_of_a_choice_has_words_of_its_own(key, value, full, tmp_path):
+    run = full if value == "auto" else write_fake_run(tmp_path, n_cells=60)
+    text = methods_of(run, train={key: value}).split("## References")[0]
+    for other, said in WORDS[key].items():
+        # With auto the chosen likelihood is named as well.
+        if said and not (key == "likelihood" and value == "auto"):
+            assert (said in text) == (other == value), said
+    assert WORDS[key][value] in text
+
+
+def test_settings_that_are_on_have_a_sentence(full, tmp_path):
+    plain = write_fake_run(tmp_path, n_cells=60)
+    for sections, said in (
+        (
+            {"train": {"likelihood": "gaussian"}},
+            "common depth) with a variance learned a gene, and a standard normal prior",
+        ),
+        (
+            {"train": {"likelihood": "gaussian", "gaussian_variance": 0.25}},
+            "with a variance fixed at 0.25",
+        ),
+        ({"train": {"prior": "vamp", "prior_components": 33}}, "VampPrior of 33 pseudo-cells"),
+        ({"train": {"n_layers": 3, "n_hidden": 77}}, "3 hidden layers of 77 units"),
+        ({"train": {"dropout": 0.25}}, "dropout 0.25"),
+        ({"train": {"free_bits": 0.05}}, ", 0.05 nats a dimension free;"),
+        ({"train": {"beta": 4}}, "The weight of the KL term rose linearly to 4 over"),
+        (
+            {"train": {"covariates": ["batch"], "continuous_covariates": ["age"]}},
+            "batch, age were given to the decoder as covariates.",
+        ),
+        (
+            {"train": {"covariates": ["batch"], "encode_covariates": True}},
+            "given to encoder and decoder as covariates.",
+        ),
+    ):
+        text = methods_of(plain, **sections)
+        assert said in text, said
+        assert said not in methods_of(plain), said
+    told = methods_of(full)
+    assert "were traced over models with beta = 0.5, 1, 2, 4." in told
+    assert "were repeated with 3 seeds in all" in told
+    assert "(50 samples, Burda et al. 2016) of 77 held-out cells. Zero inflation is not" in told
+    refined = changed_summary(plain, "evidence/summary.json", for_scores=True)
+    assert "scores stand on these refined posteriors." in methods_of(refined)
+
+
+def test_every_source_named_in_the_methods_is_in_its_references(full):
+    text = methods_of(full, train={"prior": "mixture", "skip": "film", "kl_warmup": "cyclical"})
+    body, references = text.split("## References")
+    named = re.findall(r"([A-Z][\wö]+)(?: (?:et al\.|& \w+))? \(?(20\d\d|19\d\d)\b", body)
+    assert len(named) >= 15
+    for author, year in named:
+        assert re.search(rf"- [^\n]*{author}[^\n]* {year}", references), (author, year)
+
+
+# ---- the record
 
 
 def test_checksum_of_a_file_is_sha256_and_of_a_folder_sees_names_and_contents(tmp_path):

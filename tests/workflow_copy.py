@@ -50,13 +50,30 @@ SETTINGS = {
     "anomaly": {"alpha": 0.2, "program_genes": 10},
     "report": {"umap_neighbors": 8},
 }
+# All that a run may have besides: three likelihoods, two more betas, two seeds, a covariate.
+EVERYTHING = {
+    "train": SETTINGS["train"]
+    | {
+        "likelihood": "auto",
+        "prior": "mixture",
+        "prior_components": 3,
+        "covariates": ["lane"],
+        "learning_rate": 0.005,
+        "weight_decay": 10,
+        "kl_warmup_steps": 50,
+        "max_steps": 200,
+    },
+    "rate_distortion": {"betas": [0.5, 2]},
+    "stability": {"n_seeds": 2},
+    "refine": {"for_scores": True, "steps": 5},
+}
 
 
 def small_counts(n_cells: int, seed: int, first: int = 0, n_odd: int = 0) -> anndata.AnnData:
     """Two types of cells; the last ``n_odd`` cells show ten genes that no other cell does.
 
     Negative binomial counts (theta 4) of 60 genes, about 300 a cell. Cells are numbered from
-    ``first`` on. One gene is named by an HTML tag.
+    ``first`` on, and lie on two lanes. One gene is named by an HTML tag.
     """
     rng = np.random.default_rng(seed)
     shares = np.random.default_rng(0).gamma(2.0, 1.0, 60)
@@ -69,9 +86,8 @@ def small_counts(n_cells: int, seed: int, first: int = 0, n_odd: int = 0) -> ann
     genes = [f"GENE{g}" for g in range(60)]
     genes[55] = TAG
     cells = [f"CELL{first + i}" for i in range(n_cells)]
-    return anndata.AnnData(
-        sparse.csr_matrix(counts), obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)
-    )
+    obs = pd.DataFrame({"lane": np.tile(["L1", "L1", "L2", "L2"], n_cells)[:n_cells]}, index=cells)
+    return anndata.AnnData(sparse.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=genes))
 
 
 class WorkflowCopy:
@@ -154,6 +170,16 @@ def kill_with_children(process: subprocess.Popen) -> None:
 def finished(tmp_path_factory) -> WorkflowCopy:
     """A complete run. Tests read it only, and change a twin of it."""
     copy = WorkflowCopy.make(tmp_path_factory.mktemp("finished") / "here")
+    code, output = copy.run()
+    assert code == 0, output
+    return copy
+
+
+@pytest.fixture(scope="session")
+def everything(finished, tmp_path_factory) -> WorkflowCopy:
+    """The finished run gone on with every option on. Tests read it only."""
+    copy = finished.twin(tmp_path_factory.mktemp("everything") / "here")
+    copy.write_config(**EVERYTHING)
     code, output = copy.run()
     assert code == 0, output
     return copy

@@ -216,11 +216,6 @@ def _contradictions_of_model(train: dict) -> list[str]:
             f"skip: {train['skip']}: needs hidden units to skip from; raise train.n_layers",
         ),
         (
-            train["prior"] == "vamp" and train["normalization"] == "batch",
-            "prior: vamp: its pseudo-cells would enter the batch's mean; set train.normalization "
-            "to layer or none",
-        ),
-        (
             train["encode_covariates"]
             and not train["covariates"]
             and not train["continuous_covariates"],

@@ -98,7 +98,7 @@ def diagnose(
     data have, data without structure; what remains is an objective that makes z too dear.
     """
     if len(data) > DIAGNOSED_CELLS:
-        data = data.take(np.arange(DIAGNOSED_CELLS))
+        data = data.take(np.linspace(0, len(data) - 1, DIAGNOSED_CELLS).astype(int))
     at = embed(model, data, device)
     information, active = mutual_information(at, MIXTURE_DRAWS), active_units(at.mean)
     if active and information > LITTLE_INFORMATION:

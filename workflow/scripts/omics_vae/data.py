@@ -1,7 +1,7 @@
 """A count matrix into minibatches on a device."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +36,8 @@ class CountData:
 
     counts: sp.csr_matrix
     log_offset: np.ndarray
-    covariates: np.ndarray = field(default=None)
-    batch: np.ndarray = field(default=None)
+    covariates: np.ndarray | None = None
+    batch: np.ndarray | None = None
 
     def __post_init__(self):
         n_cells = self.counts.shape[0]
@@ -45,11 +45,8 @@ class CountData:
             object.__setattr__(self, "covariates", np.zeros((n_cells, 0), dtype=np.float32))
         if self.batch is None:
             object.__setattr__(self, "batch", np.zeros(n_cells, dtype=np.int64))
-        for name, what in (
-            ("log_offset", "library sizes"),
-            ("covariates", "rows of covariates"),
-            ("batch", "batch codes"),
-        ):
+        named = {"log_offset": "library sizes", "covariates": "rows of covariates"}
+        for name, what in (named | {"batch": "batch codes"}).items():
             if n_cells != len(getattr(self, name)):
                 raise ValueError(f"{n_cells} cells of counts but {len(getattr(self, name))} {what}")
         if not np.isfinite(self.log_offset).all():
@@ -67,12 +64,9 @@ class CountData:
     def chunk(self, cells: np.ndarray | slice, device: torch.device) -> Batch:
         """Some cells, dense, on the device."""
         counts = self.counts[cells].toarray().astype(np.float32, copy=False)
-        rest = (
-            self.log_offset[cells].astype(np.float32),
-            self.covariates[cells],
-            self.batch[cells],
-        )
-        return Batch(*(torch.from_numpy(array).to(device) for array in (counts, *rest)))
+        offset = self.log_offset[cells].astype(np.float32)
+        arrays = (counts, offset, self.covariates[cells], self.batch[cells])
+        return Batch(*(torch.from_numpy(array).to(device) for array in arrays))
 
     def chunks(self, size: int, device: torch.device) -> Iterator[Batch]:
         """All cells in their order, ``size`` at a time."""

@@ -12,7 +12,7 @@ from omics_vae.likelihoods import Likelihood
 from omics_vae.model import LOG_VARIANCE_RANGE, VAE, Posterior
 from omics_vae.priors import gaussian_log_density
 
-CHUNK = 512  # cells decoded at once; bounds memory, changes no number
+CHUNK = 512  # cells decoded at once; bounds memory, changes which random draws a cell gets
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,12 @@ class Embedding:
     @classmethod
     def of(cls, posteriors: list[Posterior]) -> "Embedding":
         """Chunks of posteriors, joined."""
-        variances = [
-            torch.zeros_like(q.log_size)
-            if q.log_size_variance is None
-            else q.log_size_variance.exp()
-            for q in posteriors
-        ]
-        chunks = (
-            [q.mean for q in posteriors],
-            [q.log_variance.exp() for q in posteriors],
-            [q.log_size for q in posteriors],
-            variances,
-        )
-        return cls(*(torch.cat(tensors).cpu().numpy() for tensors in chunks))
+        rows = []
+        for q in posteriors:
+            observed = q.log_size_variance is None
+            variance = torch.zeros_like(q.log_size) if observed else q.log_size_variance.exp()
+            rows.append((q.mean, q.log_variance.exp(), q.log_size, variance))
+        return cls(*(torch.cat(chunks).cpu().numpy() for chunks in zip(*rows, strict=True)))
 
 
 @contextmanager
@@ -243,7 +236,8 @@ def refine(
     """Improve the posterior of each cell by gradient steps of its own, from the encoder's on.
 
     Adam on mean and log-variance, a sample of z a step; the decoder stays. A cell whose ELBO, over
-    the same ``draws`` before and after, did not gain keeps the encoder's posterior.
+    the same ``draws`` before and after, did not gain keeps the encoder's posterior. The ELBOs that
+    are returned come from draws of their own, as those would flatter what they chose.
     Source: Kim et al. 2018, arXiv:1802.02550.
     """
     before = embed(model, data, device)
@@ -252,18 +246,15 @@ def refine(
         for _, batch, q in posteriors(model, data, device):
             moved.append(_climb(model, batch, q, steps, learning_rate))
     after = Embedding.of(moved)
-    amortized = cell_elbo(model, data, device, draws, seed).of_cells
-    refined = cell_elbo(model, data, device, draws, seed, at=after).of_cells
-    gained = refined > amortized
-    kept = {
-        name: np.where(
-            gained.reshape(-1, *[1] * (getattr(before, name).ndim - 1)),
-            getattr(after, name),
-            getattr(before, name),
-        )
-        for name in Embedding.__dataclass_fields__
-    }
-    return Refined(Embedding(**kept), amortized, np.maximum(refined, amortized))
+    elbo = [cell_elbo(model, data, device, draws, seed, at=at).of_cells for at in (before, after)]
+    gained, kept = elbo[1] > elbo[0], {}
+    for name in Embedding.__dataclass_fields__:
+        old, new = getattr(before, name), getattr(after, name)
+        kept[name] = np.where(gained[:, None] if old.ndim == 2 else gained, new, old)
+    found = Embedding(**kept)
+    fresh = seed + 2
+    elbo = [cell_elbo(model, data, device, draws, fresh, at=at).of_cells for at in (before, found)]
+    return Refined(found, *elbo)
 
 
 def _climb(model: VAE, batch: Batch, q: Posterior, steps: int, learning_rate: float) -> Posterior:
@@ -279,6 +270,6 @@ def _climb(model: VAE, batch: Batch, q: Posterior, steps: int, learning_rate: fl
             leaf.grad = gradient
         optimizer.step()
         for name, leaf in zip(names, leaves, strict=True):
-            if name.endswith("log_variance"):
+            if name.endswith("variance"):
                 leaf.data.clamp_(*LOG_VARIANCE_RANGE)
     return q._replace(**{name: leaf.detach() for name, leaf in zip(names, leaves, strict=True)})

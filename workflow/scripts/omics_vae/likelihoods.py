@@ -25,7 +25,8 @@ LOG_2_PI = float(np.log(2.0 * np.pi))
 
 def _at(parameter: torch.Tensor, shape: torch.Size, flat: torch.Tensor) -> torch.Tensor:
     """Elements of a parameter, broadcast to ``shape``, at flat positions; float64."""
-    if parameter.ndim == 1:  # a value a gene: its gradient is summed by gene, not by element
+    # A value a gene: its gradient is summed by gene, not element by element.
+    if parameter.ndim == 1 and len(parameter) == shape[-1]:
         return parameter.index_select(0, flat % shape[-1]).double()
     return parameter.expand(shape).reshape(-1).index_select(0, flat).double()
 
@@ -39,13 +40,13 @@ class Likelihood:
         values = torch.broadcast_tensors(*(getattr(self, f.name) for f in fields(self)))
         return type(self)(*(value[index] for value in values))
 
-    def numpy(self) -> "list[np.ndarray]":
+    def numpy(self) -> list[np.ndarray]:
         """The parameters as float64 arrays."""
         return [getattr(self, f.name).detach().double().cpu().numpy() for f in fields(self)]
 
     def double(self) -> "Likelihood":
         """The same in float64 on the CPU, detached: for tails and tables."""
-        return type(self)(*(getattr(self, f.name).detach().double().cpu() for f in fields(self)))
+        return type(self)(*map(torch.from_numpy, self.numpy()))
 
     def two_sided_p(self, x: np.ndarray) -> np.ndarray:
         """Two-sided p-value ``2 min(1/2, P(X <= x), P(X >= x))``, at least 1e-300.
@@ -53,8 +54,8 @@ class Likelihood:
         Each tail from its own function: 1 minus the other has no digit left below 1e-16.
         Source: Brechtmann et al. 2018 (OUTRIDER), doi:10.1016/j.ajhg.2018.10.025.
         """
-        p = 2.0 * np.minimum(self.cdf(x), self.sf(np.asarray(x, dtype=np.float64) - 1.0))
-        return np.clip(p, SMALLEST_P, 1.0)
+        x = np.asarray(x, dtype=np.float64)
+        return np.clip(2.0 * np.minimum(self.cdf(x), self.sf(x - 1.0)), SMALLEST_P, 1.0)
 
     def surprise(self, x: np.ndarray) -> np.ndarray:
         """-log of the two-sided p-value of every count (cells, genes), in nats.
@@ -127,7 +128,8 @@ class Poisson(Likelihood):
 
     def cdf(self, x: np.ndarray) -> np.ndarray:
         """P(X <= x)."""
-        return special.pdtr(np.asarray(x, dtype=np.float64), self.mean.numpy())
+        x = np.asarray(x, dtype=np.float64)
+        return np.where(x < 0, 0.0, special.pdtr(np.maximum(x, 0.0), self.mean.numpy()))
 
     def sf(self, x: np.ndarray) -> np.ndarray:
         """P(X > x)."""
@@ -227,8 +229,8 @@ class ZeroInflatedNB(Likelihood):
         return (1.0 - pi) * (self._counted.variance + pi * mu.square())
 
     def log_p_zero(self) -> torch.Tensor:
-        log_nb = self._counted.log_p_zero()
-        return softplus(log_nb - self.zero_logit) - softplus(-self.zero_logit)
+        log_kept = self._counted.log_p_zero() + logsigmoid(-self.zero_logit)
+        return torch.logaddexp(logsigmoid(self.zero_logit), log_kept)
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log p(x) in nats, the shape of ``x``."""

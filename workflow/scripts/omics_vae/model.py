@@ -145,7 +145,8 @@ class VAE(nn.Module):
             self.skip = nn.Linear(width, decoded)
         if a.skip == "film":
             self.film = nn.Linear(a.n_latent, decoded)
-            self.film.bias.requires_grad_(False).zero_()  # with a constant, the skip needs no z
+            # With a learned constant, the skip would need no z; a cut model has that of its centre.
+            self.film.bias.requires_grad_(False).zero_()
         # Fixed by the training cells, saved with the weights: the depth at which the encoder reads,
         # and log a of the formula above.
         self.register_buffer("log_common_depth", torch.zeros(()))
@@ -167,7 +168,10 @@ class VAE(nn.Module):
         return self.view(batch) if self.architecture.likelihood == "gaussian" else batch.x
 
     def as_counts(self, mean: torch.Tensor, size: np.ndarray) -> np.ndarray:
-        """Expected counts (cells, genes) from the mean of a likelihood; ``size`` (cells,)."""
+        """Expected counts (cells, genes) from the mean of a likelihood; ``size`` (cells,).
+
+        Of a Gaussian, the count whose log is expected, which lies below the expected count.
+        """
         mean = mean.detach().double().cpu().numpy()
         if self.architecture.likelihood != "gaussian":
             return mean
@@ -191,12 +195,17 @@ class VAE(nn.Module):
         return self.posterior_mean(hidden), log_variance
 
     def prior_of_z(self) -> Mixture:
-        """p(z). Pseudo-cells have counts, so not below 0, and the average covariates."""
+        """p(z). Pseudo-cells have covariates of 0: no category, numbers at their mean."""
         a = self.architecture
 
         def encode(pseudo_cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             blank = pseudo_cells.new_zeros(len(pseudo_cells), a.n_covariates * a.encode_covariates)
-            return self._heads(self.encoder(torch.cat([pseudo_cells.clamp_min(0.0), blank], -1)))
+            # They are no cells: not in the statistics of batch norm, nor with units dropped.
+            was_training = self.encoder.training
+            self.encoder.eval()
+            hidden = self.encoder(torch.cat([pseudo_cells, blank], -1))
+            self.encoder.train(was_training)
+            return self._heads(hidden)
 
         return self.prior(encode)
 

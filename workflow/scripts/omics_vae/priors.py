@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-LOG_2_PI = 1.8378770664093453
+from omics_vae.likelihoods import LOG_2_PI
 
 
 def gaussian_kl(
@@ -92,6 +92,9 @@ class StandardNormal(nn.Module):
         return Mixture(self.zero[:, 0], self.zero, self.zero)
 
 
+LOG_VARIANCE_RANGE = (-5.0, 5.0)  # of a learned component
+
+
 class GaussianMixture(nn.Module):
     """A mixture whose weights, means and variances are learned with the model.
 
@@ -105,8 +108,8 @@ class GaussianMixture(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(n_components, n_latent))
 
     def forward(self, encode: Encode) -> Mixture:
-        # Bounds as of the posterior: a component that shrinks onto one cell has no best width.
-        log_variance = self.log_variance.clamp(-5.0, 5.0)
+        # A component that shrinks onto one cell has no best width.
+        log_variance = self.log_variance.clamp(*LOG_VARIANCE_RANGE)
         return Mixture(torch.log_softmax(self.weight, 0), self.mean, log_variance)
 
 

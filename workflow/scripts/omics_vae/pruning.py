@@ -147,9 +147,10 @@ def hard_threshold(singular_values: np.ndarray, shape: tuple[int, int]) -> float
 def signal_axes(data: CountData, seed: int = 0) -> int:
     """How many singular values of the cells' counts stand above the noise.
 
-    Of the signed square roots of the NB deviance (theta = 1) from one pooled profile, each gene
-    centred and scaled to unit variance: noise of one size, as the threshold asks for, while the
-    deviance undoes most of the curvature that would make several linear axes of one.
+    Of the signed square roots of the NB deviance (theta = 1) from one pooled profile, less their
+    curve in log depth, each gene and then each cell scaled to unit variance: noise of one size, as
+    the threshold asks for, while the deviance undoes most of the curvature that would make several
+    linear axes of one.
     """
     if len(data) > AXES_CELLS:
         chosen = np.random.default_rng(seed).choice(len(data), AXES_CELLS, replace=False)
@@ -160,8 +161,10 @@ def signal_axes(data: CountData, seed: int = 0) -> int:
     mu = np.outer(size, x.sum(0) / size.sum())
     pooled = NegativeBinomial(torch.from_numpy(np.log(mu)), torch.zeros(()))
     residuals = np.sign(x - mu) * np.sqrt(pooled.deviance(x))
-    residuals -= residuals.mean(0)
+    depth = np.linalg.qr(np.vander(data.log_offset - data.log_offset.mean(), 4))[0]
+    residuals -= depth @ (depth.T @ residuals)
     residuals /= np.maximum(residuals.std(0), 1e-12)
+    residuals /= np.maximum(residuals.std(1, keepdims=True), 1e-12)
     square = residuals @ residuals.T if len(x) < x.shape[1] else residuals.T @ residuals
     values = np.sqrt(np.maximum(eigvalsh(square), 0.0))
     return int((values > hard_threshold(values, x.shape)).sum())
