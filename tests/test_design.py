@@ -129,9 +129,7 @@ def test_a_latent_library_size_needs_no_batch_nor_several():
 
 def test_a_design_survives_json():
     obs = BATCHES.assign(age=np.arange(8) / 3)
-    made = design(
-        obs, covariates=["batch"], continuous_covariates=["age"], dispersion="gene_batch"
-    )
+    made = design(obs, covariates=["batch"], continuous_covariates=["age"], dispersion="gene_batch")
     again = Design(**json.loads(json.dumps(made.as_json())))
     assert again == made
     np.testing.assert_array_equal(again.covariates(obs), made.covariates(obs))

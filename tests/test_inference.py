@@ -453,7 +453,7 @@ def test_the_refined_elbo_is_that_of_the_refined_posterior_and_not_lower(data, a
     choosing = [cell_elbo(model, data, CPU, 16, at=at).of_cells for at in (None, found.embedding)]
     assert (choosing[1] >= choosing[0] - 1e-4).all()
     fresh = [cell_elbo(model, data, CPU, 100, seed=5, at=at).mean for at in (None, found.embedding)]
-    assert fresh[1] - fresh[0] == pytest.approx(found.gap.mean(), abs=0.1)
+    assert fresh[1] - fresh[0] == pytest.approx(found.gap.mean(), abs=0.2)
     assert fresh[1] > fresh[0] + 0.05
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), "the model stays as it was"

@@ -10,7 +10,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RULES = sorted(
     name
     for path in (ROOT / "workflow" / "rules").glob("*.smk")
-    for name in re.findall(r"^ *rule (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
+    for name in re.findall(
+        r"^ *(?:use rule \w+ as |rule )(\w+)(?: with)?:",
+        path.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
 )
 
 

@@ -48,6 +48,16 @@ class Likelihood:
         """The same in float64 on the CPU, detached: for tails and tables."""
         return type(self)(*map(torch.from_numpy, self.numpy()))
 
+    def cdf(self, x: np.ndarray) -> np.ndarray:
+        """P(X <= x) of counts; 0 below 0."""
+        x = np.asarray(x, dtype=np.float64)
+        return np.where(x < 0, 0.0, self._cdf(np.maximum(x, 0.0)))
+
+    def sf(self, x: np.ndarray) -> np.ndarray:
+        """P(X > x) of counts; 1 below 0."""
+        x = np.asarray(x, dtype=np.float64)
+        return np.where(x < 0, 1.0, self._sf(np.maximum(x, 0.0)))
+
     def two_sided_p(self, x: np.ndarray) -> np.ndarray:
         """Two-sided p-value ``2 min(1/2, P(X <= x), P(X >= x))``, at least 1e-300.
 
@@ -126,15 +136,11 @@ class Poisson(Likelihood):
     def sample(self) -> torch.Tensor:
         return torch.poisson(self.mean)
 
-    def cdf(self, x: np.ndarray) -> np.ndarray:
-        """P(X <= x)."""
-        x = np.asarray(x, dtype=np.float64)
-        return np.where(x < 0, 0.0, special.pdtr(np.maximum(x, 0.0), self.mean.numpy()))
+    def _cdf(self, x: np.ndarray) -> np.ndarray:
+        return special.pdtr(x, self.mean.numpy())
 
-    def sf(self, x: np.ndarray) -> np.ndarray:
-        """P(X > x)."""
-        x = np.asarray(x, dtype=np.float64)
-        return np.where(x < 0, 1.0, special.pdtrc(np.maximum(x, 0.0), self.mean.numpy()))
+    def _sf(self, x: np.ndarray) -> np.ndarray:
+        return special.pdtrc(x, self.mean.numpy())
 
     def deviance(self, x: np.ndarray) -> np.ndarray:
         """Twice the log-likelihood lost against mu = x: ``2 [x log(x/mu) - (x - mu)]``."""
@@ -175,17 +181,13 @@ class NegativeBinomial(Likelihood):
         theta = torch.exp(self.log_theta).expand(self.mean.shape)
         return torch.poisson(torch.distributions.Gamma(theta, theta / self.mean).sample())
 
-    def cdf(self, x: np.ndarray) -> np.ndarray:
-        """P(X <= x) = I(theta / (theta + mu); theta, x + 1)."""
+    def _cdf(self, x: np.ndarray) -> np.ndarray:
         x, mu, theta = self._broadcast(x)
-        lower = special.betainc(theta, np.maximum(x, 0.0) + 1.0, theta / (theta + mu))
-        return np.where(x < 0, 0.0, lower)
+        return special.betainc(theta, x + 1.0, theta / (theta + mu))
 
-    def sf(self, x: np.ndarray) -> np.ndarray:
-        """P(X > x) = I(mu / (theta + mu); x + 1, theta)."""
+    def _sf(self, x: np.ndarray) -> np.ndarray:
         x, mu, theta = self._broadcast(x)
-        upper = special.betainc(np.maximum(x, 0.0) + 1.0, theta, mu / (theta + mu))
-        return np.where(x < 0, 1.0, upper)
+        return special.betainc(x + 1.0, theta, mu / (theta + mu))
 
     def deviance(self, x: np.ndarray) -> np.ndarray:
         """Unit deviance, twice the log-likelihood lost against the saturated model (mu = x).
@@ -242,15 +244,12 @@ class ZeroInflatedNB(Likelihood):
         counted = self._counted.sample()
         return counted * (torch.rand_like(counted) < torch.sigmoid(-self.zero_logit))
 
-    def cdf(self, x: np.ndarray) -> np.ndarray:
-        """P(X <= x) = pi + (1 - pi) NB(X <= x), from 0 on."""
+    def _cdf(self, x: np.ndarray) -> np.ndarray:
         pi = torch.sigmoid(self.zero_logit).numpy()
-        return np.where(np.asarray(x) < 0, 0.0, pi + (1.0 - pi) * self._counted.cdf(x))
+        return pi + (1.0 - pi) * self._counted.cdf(x)
 
-    def sf(self, x: np.ndarray) -> np.ndarray:
-        """P(X > x) = (1 - pi) NB(X > x), from 0 on."""
-        kept = torch.sigmoid(-self.zero_logit).numpy()
-        return np.where(np.asarray(x) < 0, 1.0, kept * self._counted.sf(x))
+    def _sf(self, x: np.ndarray) -> np.ndarray:
+        return torch.sigmoid(-self.zero_logit).numpy() * self._counted.sf(x)
 
     def deviance(self, x: np.ndarray) -> np.ndarray:
         """As of the NB above 0; at 0, which the saturated model gives for sure, -2 log p(0)."""

@@ -20,9 +20,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.integrate import quad
+from scipy.integrate import cumulative_trapezoid
 from scipy.linalg import eigvalsh
-from scipy.optimize import brentq
 
 from omics_vae.collapse import aggregated_kl
 from omics_vae.data import CountData
@@ -117,16 +116,11 @@ def noise_median(aspect: float) -> float:
     The squared singular values, over the longer side, of a matrix of independent unit noise.
     """
     low, high = (1 - np.sqrt(aspect)) ** 2, (1 + np.sqrt(aspect)) ** 2
-
-    def below(x: float) -> float:
-        # t = low + (high - low) sin^2: the density's square roots at both ends become smooth.
-        def integrand(phi: float) -> float:
-            t = low + (high - low) * np.sin(phi) ** 2
-            return (high - low) ** 2 * np.square(np.sin(phi) * np.cos(phi)) / (np.pi * aspect * t)
-
-        return quad(integrand, 0.0, np.arcsin(np.sqrt((x - low) / (high - low))))[0]
-
-    return brentq(lambda x: below(x) - 0.5, low, high)
+    # t = low + (high - low) sin^2: the density's square roots at both ends become smooth.
+    phi = np.linspace(1e-6, np.pi / 2, 20_001)
+    t = low + (high - low) * np.sin(phi) ** 2
+    below = cumulative_trapezoid(np.square(np.sin(phi) * np.cos(phi)) / t, phi, initial=0.0)
+    return float(np.interp(0.5 * below[-1], below, t))
 
 
 def hard_threshold(singular_values: np.ndarray, shape: tuple[int, int]) -> float:

@@ -145,23 +145,16 @@ def _optimizer(model: VAE, plan: TrainingPlan, n_cells: int) -> torch.optim.Opti
     flatten 50,000. Biases, norms, theta and the prior do not decay: the null profile is not a
     complexity.
     """
-    decayed = {layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)}
-    noise = {p for name, p in model.named_parameters() if name in NOISE_PARAMETERS}
-    learned = [p for p in model.parameters() if p.requires_grad]
+    decayed = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    noise = [p for name, p in model.named_parameters() if name in NOISE_PARAMETERS]
+    rest = [p for p in model.parameters() if p.requires_grad and p not in {*decayed, *noise}]
     groups = [
-        {
-            "params": [p for p in learned if p in decayed],
-            "weight_decay": plan.weight_decay / n_cells,
-        },
-        {"params": [p for p in learned if p not in decayed | noise], "weight_decay": 0.0},
-        {
-            "params": [p for p in learned if p in noise],
-            "weight_decay": 0.0,
-            "lr": NOISE_SPEED * plan.learning_rate,
-        },
+        {"params": decayed, "weight_decay": plan.weight_decay / n_cells},
+        {"params": rest},
+        {"params": noise, "lr": NOISE_SPEED * plan.learning_rate},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=plan.learning_rate)
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, weight_decay=0.0)
 
 
 def _step(model, optimizer, training, batches, plan, progress, device) -> None:
