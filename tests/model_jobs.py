@@ -9,7 +9,8 @@ from simulated_counts import PRUNE, TRAIN
 
 # What config.yaml's section ``train`` holds, small and quick.
 SETTINGS = TRAIN | {"continuous_covariates": []}
-REFINE = {"steps": 5, "learning_rate": 0.05, "for_scores": False}
+REFINE = {"steps": 10, "learning_rate": 0.05, "for_scores": False}
+EVIDENCE = {"samples": 20, "cells": 500}
 ANOMALY = {"alpha": 0.1, "gene_alpha": 0.05, "program_genes": 10}
 MODEL = {"weights": "model.safetensors", "description": "model.json"}
 TRAINED = MODEL | {
@@ -24,6 +25,7 @@ PRUNED = MODEL | {
     "history": "history.parquet",
     "summary": "summary.json",
 }
+MEASURED = {"cells": "cells.parquet", "groups": "groups.tsv", "summary": "summary.json"}
 DETECTED = {
     "cells_tsv": "cells.tsv",
     "cells": "cells.parquet",
@@ -64,6 +66,13 @@ def embed(folder: Path, paths: dict, model: dict, **refine) -> Path:
     params = {"refine": REFINE | refine, "seed": 1, "device": "cpu"}
     output = {"latent": "latent.parquet"}
     return run_script("embed_cells", folder, with_model(paths, model), output, params)["latent"]
+
+
+def measure(folder: Path, paths: dict, model: dict, **evidence) -> dict:
+    """measure_evidence with some of config ``evidence`` changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    params = {"evidence": EVIDENCE | evidence, "refine": REFINE, "seed": 1, "device": "cpu"}
+    return run_script("measure_evidence", folder, with_model(paths, model), MEASURED, params)
 
 
 def detect(folder: Path, paths: dict, model: dict, latent: Path, **changed) -> dict:

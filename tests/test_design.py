@@ -147,6 +147,21 @@ def test_a_column_that_is_not_there(key):
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [
+        ({"covariates": ["batch"]}, "train.covariates"),
+        ({"dispersion": "gene_batch"}, "train.dispersion: gene_batch"),
+    ],
+)
+def test_a_column_of_the_files_that_the_sample_table_does_not_use(asked, key):
+    """Such a column comes as batch_input, see import_counts."""
+    assert refused(cells(batch_input=list("abababab")), **asked) == (
+        f"{key}: batch: the files have such a column, which the sample table does not use; give "
+        "the table a column batch with obs:batch in it"
+    )
+
+
 @pytest.mark.parametrize("hole", [None, np.nan, ""])
 @pytest.mark.parametrize("key", ["covariates", "continuous_covariates"])
 def test_a_column_with_gaps(key, hole):

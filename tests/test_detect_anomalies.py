@@ -21,7 +21,7 @@ from detect_anomalies import (
 from evidence_channels import CHANNELS, Cells, raw_channels, standardise
 from job import InputError, read_json
 from model_jobs import ANOMALY as SETTINGS
-from model_jobs import detect, embed, prune, train
+from model_jobs import detect, embed, measure, prune, train
 from omics_vae.inference import cell_elbo, decoded
 from omics_vae.model import load_model
 from simulated_counts import CPU, SPLITS, small_run
@@ -225,10 +225,11 @@ OTHERS = {
     "zinb": {"likelihood": "zinb"},
     "gaussian": {"likelihood": "gaussian"},
     "gaussian of a fixed variance": {"likelihood": "gaussian", "gaussian_variance": 0.3},
-    "latent library size": {"library_size": "latent"},
+    "latent library size, refined": {"library_size": "latent"},
     "free decoder": {"decoder": "free"},
     "dispersion a cell": {"dispersion": "gene_cell"},
     "mixture prior": {"prior": "mixture"},
+    "vamp prior": {"prior": "vamp", "normalization": "batch"},
     "linear": {"n_layers": 0},
 }
 
@@ -239,7 +240,11 @@ def test_the_whole_path_works_with(name, paths, tmp_path):
     changed = LONGER | OTHERS[name]
     fit = train(tmp_path / "train", paths, **changed)
     cut = prune(tmp_path / "prune", paths, fit, **changed)
-    place = embed(tmp_path / "embed", paths, cut)
+    refined = name.startswith("latent")
+    place = embed(tmp_path / "embed", paths, cut, for_scores=refined)
+    evidence = pd.read_parquet(measure(tmp_path / "evidence", paths, cut, cells=20)["cells"])
+    assert np.isfinite(evidence.select_dtypes("number")).all(axis=None)
+    assert evidence["log_p"].mean() > evidence["elbo"].mean()
     written = detect(tmp_path / "anomaly", paths, cut, place, alpha=0.6)
     table = pd.read_parquet(written["cells"]).set_index("cell_id")
     scores = table.filter(regex="^(score|p_value|elbo|z_|p_)")

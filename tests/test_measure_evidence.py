@@ -9,9 +9,8 @@ import torch
 
 from measure_evidence import by_group, choose_cells, evidence_warnings
 from model_inputs import read_model, read_model_inputs
-from model_jobs import REFINE, train, with_model, with_obs
+from model_jobs import measure, train, with_obs
 from omics_vae.inference import cell_elbo, importance_weighted_evidence, refine
-from run_script import run_script
 from simulated_counts import CPU, small_run
 
 # ---- which cells
@@ -92,7 +91,6 @@ def test_a_large_gap_is_warned_of_unless_scores_are_refined(gap, for_scores, exp
 
 # ---- the rule
 
-OUTPUT = {"cells": "cells.parquet", "groups": "groups.tsv", "summary": "summary.json"}
 TYPES = np.array(["rare", *["T", "B"] * 209, "T"])  # one cell of the first is in training
 
 
@@ -104,23 +102,12 @@ def fitted(tmp_path_factory):
     types = TYPES.copy()
     types[350] = "lone"
     paths = with_obs(small_run(folder), folder / "told", cell_type=types)
-    return with_model(paths, train(folder / "train", paths))
-
-
-def run(folder, inputs: dict, cells: int = 500, samples: int = 20, **changed) -> dict:
-    folder.mkdir(exist_ok=True)
-    params = {
-        "evidence": {"samples": samples, "cells": cells},
-        "refine": REFINE | {"steps": 10} | changed,
-        "seed": 1,
-        "device": "cpu",
-    }
-    return run_script("measure_evidence", folder, inputs, OUTPUT, params)
+    return paths, train(folder / "train", paths)
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, fitted):
-    return run(tmp_path_factory.mktemp("evidence"), fitted)
+    return measure(tmp_path_factory.mktemp("evidence"), *fitted)
 
 
 def test_every_held_out_cell_has_its_bounds(measured, fitted):
@@ -140,8 +127,8 @@ def test_every_held_out_cell_has_its_bounds(measured, fitted):
 
 def test_the_numbers_are_those_of_the_model(measured, fitted):
     table = pd.read_parquet(measured["cells"])
-    inputs = read_model_inputs(fitted["counts"], fitted["library_size"])
-    model, inputs = read_model(fitted["weights"], fitted["description"], inputs)
+    paths, fit = fitted
+    model, inputs = read_model(fit["weights"], fit["description"], read_model_inputs(**paths))
     held_out = np.flatnonzero(inputs.cells["split"] != "train")
     assert table["cell_id"].tolist() == inputs.cells.index[held_out].tolist()
     data = inputs.data.take(held_out)
@@ -187,13 +174,13 @@ def test_the_summary_is_of_normal_cells(measured):
 
 
 def test_without_cell_types_there_is_no_such_group(tmp_path, fitted):
-    plain = fitted | small_run(tmp_path)
-    groups = pd.read_csv(run(tmp_path / "a", plain, cells=10)["groups"], sep="\t")
+    written = measure(tmp_path / "evidence", small_run(tmp_path), fitted[1], cells=10)
+    groups = pd.read_csv(written["groups"], sep="\t")
     assert set(groups["grouped_by"]) == {"split", "sample"}
     assert groups["n_cells"].tolist() == [10, 10, 10, 30]
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path, measured, fitted):
-    again = run(tmp_path, fitted)
+    again = measure(tmp_path, *fitted)
     for name, path in measured.items():
         assert again[name].read_bytes() == path.read_bytes(), name

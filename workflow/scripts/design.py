@@ -74,6 +74,11 @@ def make_design(cells: pd.DataFrame, settings: dict) -> Design:
 
 
 def _column(cells: pd.DataFrame, name: str, key: str) -> pd.Series:
+    if f"{name}_input" in cells and name not in cells:
+        raise InputError(
+            f"{key}: {name}: the files have such a column, which the sample table does not use; "
+            f"give the table a column {name} with obs:{name} in it"
+        )
     if name not in cells:
         raise InputError(
             f"{key}: {name}: no such column in the metadata; add it to the sample table, or take "
