@@ -225,7 +225,8 @@ def write_optional_stages(run: Path) -> Path:
     )
     curve = pd.DataFrame({"beta": [0.5, 1.0, 2.0, 4.0], "rate": [14.0, 10.2, 6.5, 6.6]})
     curve["distortion"] = [594.0, 595.9, 599.0, 604.0]
-    curve["elbo"], curve["elbo_se"] = -curve["rate"] - curve["distortion"], 1.2
+    curve["elbo"] = -curve["rate"] - curve["distortion"]
+    curve["gain"], curve["gain_se"] = curve["elbo"] + 606.1, [0.4, 0.0, 0.3, 0.5]
     curve["active_units"], curve["mutual_information"] = [5, 4, 3, 3], [3.97, 3.96, 3.5, 3.4]
     curve["on_envelope"], curve["chosen"] = [True, True, True, False], curve["beta"] == 1
     _save(curve, run / "rate_distortion/curve.tsv")

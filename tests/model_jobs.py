@@ -16,6 +16,7 @@ MODEL = {"weights": "model.safetensors", "description": "model.json"}
 TRAINED = MODEL | {
     "history": "history.parquet",
     "kl": "kl.parquet",
+    "validation": "validation.parquet",
     "summary": "summary.json",
 }
 PRUNED = MODEL | {

@@ -272,6 +272,7 @@ def test_the_curve_joins_the_envelope_and_marks_the_chosen_beta(run, drawn):
 @pytest.mark.parametrize("betas", [[1.0, 2.0], [0.01, 0.1, 1.0, 10.0, 100.0]])
 def test_any_grid_of_betas_is_drawn(betas):
     curve = pd.DataFrame({"beta": betas, "rate": 5.0, "distortion": 100.0, "elbo": -105.0})
-    curve = curve.assign(elbo_se=1.0, on_envelope=curve["beta"] == 1, chosen=curve["beta"] == 1)
+    curve = curve.assign(gain=0.0, gain_se=1.0)
+    curve = curve.assign(on_envelope=curve["beta"] == 1, chosen=curve["beta"] == 1)
     figure, _ = plot_rate_distortion.draw(curve, {"n_validation": 1234})
     figure.draw_without_rendering()

@@ -52,20 +52,40 @@ def test_few_points_and_equal_ones():
 def summary(beta: float, rate: float, distortion: float) -> dict:
     return {
         **{"beta": beta, "rate": rate, "distortion": distortion, "elbo": -rate - distortion},
-        **{"elbo_se": 1.0, "active_units": 3, "mutual_information": 0.9 * rate},
+        **{"active_units": 3, "mutual_information": 0.9 * rate},
         **{"n_validation": 60, "n_train": 200, "warnings": ["told elsewhere"]},
     }
+
+
+def cells_of(*summaries: dict, spread: float = 0.0) -> list[pd.DataFrame]:
+    """Sixty cells a beta, some far harder than others, that differ by the betas' means.
+
+    ``spread``: half of the range of what each further beta gains on single cells.
+    """
+    hard = np.linspace(-500.0, 500.0, 60)
+    return [
+        pd.DataFrame(
+            {
+                "reconstruction": hard
+                - one["distortion"]
+                + spread * (i > 0) * np.sin(np.arange(60)),
+                "kl": one["rate"],
+            }
+        )
+        for i, one in enumerate(summaries)
+    ]
 
 
 SUMMARIES = [summary(1, 10.0, 90.0), summary(0.25, 20.0, 84.0), summary(4, 11.0, 95.0)]
 
 
 def test_the_table_has_a_row_a_beta_in_their_order():
-    table = curve(SUMMARIES, 1)
+    table = curve(SUMMARIES, cells_of(*SUMMARIES), 1)
     assert list(table) == [
-        *("beta", "rate", "distortion", "elbo", "elbo_se", "active_units"),
+        *("beta", "rate", "distortion", "elbo", "gain", "gain_se", "active_units"),
         *("mutual_information", "on_envelope", "chosen"),
     ]
+    assert table["gain"].tolist() == pytest.approx([-4.0, 0.0, -6.0])
     assert table["beta"].tolist() == [0.25, 1.0, 4.0]
     assert table["rate"].tolist() == [20.0, 10.0, 11.0]
     assert table["on_envelope"].tolist() == [True, True, False]
@@ -76,34 +96,44 @@ def test_the_table_has_a_row_a_beta_in_their_order():
     ("gain", "expected"), [(1.9, 0), (2.1, 1)], ids=["within two errors", "beyond"]
 )
 def test_a_better_beta_is_named_when_it_gains_more_than_two_standard_errors(gain, expected):
-    table = curve([summary(1, 10.0, 90.0), summary(0.25, 20.0, 80.0 - gain)], 1)
+    pair = [summary(1, 10.0, 90.0), summary(0.25, 20.0, 80.0)]
+    cells = cells_of(*pair, spread=1.0)
+    difference = cells[1]["reconstruction"] - cells[0]["reconstruction"] - 10.0
+    se = difference.std(ddof=1) / np.sqrt(60)
+    cells[1]["reconstruction"] += gain * se - difference.mean()
+    table = curve(pair, cells, 1)
+    np.testing.assert_allclose(table["gain"], [gain * se, 0.0], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(table["gain_se"], [se, 0.0], rtol=1e-9, atol=1e-9)
     found = curve_warnings(table)
     assert (
         found
         == [
-            f"beta = 0.25 has a held-out ELBO {gain:.2g} nats a cell above that of the chosen 1; "
-            "consider train.beta: 0.25."
+            f"beta = 0.25 has a held-out ELBO {gain * se:.2g} ± {se:.1g} nats a cell above that of "
+            "the chosen 1; consider train.beta: 0.25."
         ]
         * expected
     )
 
 
 def test_the_best_beta_is_not_warned_of():
-    assert curve_warnings(curve(SUMMARIES, 1)) == []
-    assert curve_warnings(curve(SUMMARIES[:1], 1)) == []
-    assert len(curve_warnings(curve(SUMMARIES, 4))) == 1
+    cells = cells_of(*SUMMARIES)
+    assert curve_warnings(curve(SUMMARIES, cells, 1)) == []
+    assert curve_warnings(curve(SUMMARIES[:1], cells[:1], 1)) == []
+    assert len(curve_warnings(curve(SUMMARIES, cells, 4))) == 1
 
 
 def test_the_rule_writes_table_and_summary(tmp_path):
-    paths = []
-    for one in SUMMARIES:
+    paths, cells = [], cells_of(*SUMMARIES, spread=1.0)
+    for one, table in zip(SUMMARIES, cells, strict=True):
         paths.append(str(tmp_path / f"{one['beta']}.json"))
         (tmp_path / f"{one['beta']}.json").write_text(json.dumps(one))
+        table.to_parquet(tmp_path / f"{one['beta']}.parquet")
     output = {"curve": "curve.tsv", "summary": "summary.json"}
-    given = {"summaries": paths}
+    validations = [path.replace(".json", ".parquet") for path in paths]
+    given = {"summaries": paths, "validations": validations}
     written = run_script("trace_rate_distortion", tmp_path, given, output, {"beta": 1})
     table = pd.read_csv(written["curve"], sep="\t")
-    expected = curve(SUMMARIES, 1)
+    expected = curve(SUMMARIES, cells, 1)
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
     assert json.loads(written["summary"].read_text()) == {
         "betas": [0.25, 1.0, 4.0],

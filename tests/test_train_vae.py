@@ -61,6 +61,11 @@ def test_the_files_tell_one_story(trained, paths):
     assert summary["stopped_by"] in ("early stopping", "max_steps")
     assert summary["best_step"] >= 20
     assert history["step"].iloc[-1] == summary["steps"]
+    cells = pd.read_parquet(trained["validation"])
+    elbo = cells["reconstruction"] - cells["kl"]
+    assert len(cells) == 60
+    np.testing.assert_allclose(summary["elbo"], elbo.mean(), rtol=1e-9)
+    np.testing.assert_allclose(summary["elbo_se"], elbo.std(ddof=1) / np.sqrt(60), rtol=1e-9)
     assert list(kl.columns) == ["step", "dimension", "kl"]
     per_step = kl.groupby("step")["kl"].sum().to_numpy()
     np.testing.assert_allclose(per_step, history["validation_kl"])

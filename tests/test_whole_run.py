@@ -15,7 +15,7 @@ from workflow_copy import EVERYTHING, TAG, WorkflowCopy, kill_with_children
 pytest_plugins = ["workflow_copy"]
 
 FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies"]
-TRAINED = "model.safetensors model.json history.parquet kl.parquet summary.json"
+TRAINED = "model.safetensors model.json history.parquet kl.parquet validation.parquet summary.json"
 PRUNED = "model.safetensors model.json history.parquet summary.json evidence.parquet evidence.tsv "
 PRUNED += "elbo.tsv"
 DETECTED = "cells.tsv cells.parquet genes.tsv genes.parquet channels.tsv summary.json"

@@ -288,7 +288,7 @@ def test_the_choice_of_the_likelihood_the_curve_and_the_seeds_have_their_place(f
         "zinb -603.10 1.1 0.1 0.07 no",
         "nb -603.20 1.1 0 0 yes",
         "Rate and distortion",
-        "0.5 14 594.00 -608.00 1.2 5 3.97 yes no",
+        "0.5 14 594.00 -608.00 -1.9 0.4 5 3.97 yes no",
         "What to do: consider train.beta: 0.5.",
         "16 cells are flagged by all 3 seeds, 24 by at least one",
         "1 2 4 5 0.97 0.91 61 % 0.93 18 21",

@@ -5,7 +5,7 @@ INPUTS
     results/<run>/library_size/library_size.parquet
 OUTPUTS
     results/<run>/train/<fit>/model.safetensors, model.json   the weights of the best held-out ELBO
-    results/<run>/train/<fit>/history.parquet, kl.parquet, summary.json
+    results/<run>/train/<fit>/history.parquet, kl.parquet, validation.parquet, summary.json
     results/<run>/likelihood/comparison.tsv, summary.json     with train.likelihood: auto
     results/<run>/rate_distortion/curve.tsv, summary.json     with rate_distortion.betas
 
@@ -28,6 +28,7 @@ rule train_vae:
         description=f"{RUN}/train/{{fit}}/model.json",
         history=f"{RUN}/train/{{fit}}/history.parquet",
         kl=f"{RUN}/train/{{fit}}/kl.parquet",
+        validation=f"{RUN}/train/{{fit}}/validation.parquet",
         summary=f"{RUN}/train/{{fit}}/summary.json",
     log:
         logs("train_vae", "{fit}"),
@@ -61,7 +62,12 @@ if IS_AUTO:
             rest=expand(
                 f"{RUN}/train/{{fit}}/{{name}}",
                 fit=CANDIDATES,
-                name=["history.parquet", "kl.parquet", "summary.json"],
+                name=[
+                    "history.parquet",
+                    "kl.parquet",
+                    "validation.parquet",
+                    "summary.json",
+                ],
             ),
             counts=f"{RUN}/preprocess/counts.h5ad",
             library_size=f"{RUN}/library_size/library_size.parquet",
@@ -73,6 +79,7 @@ if IS_AUTO:
                     "model.json",
                     "history.parquet",
                     "kl.parquet",
+                    "validation.parquet",
                     "summary.json",
                 ],
             ),
@@ -101,6 +108,7 @@ if BETAS:
     rule trace_rate_distortion:
         input:
             summaries=expand(f"{RUN}/train/{{fit}}/summary.json", fit=[FIT, *BETAS]),
+            validations=expand(f"{RUN}/train/{{fit}}/validation.parquet", fit=[FIT, *BETAS]),
         output:
             curve=f"{RUN}/rate_distortion/curve.tsv",
             summary=f"{RUN}/rate_distortion/summary.json",

@@ -16,6 +16,7 @@ from omics_vae.inference import importance_weighted_evidence
 
 # From simple to rich: of two that the data cannot tell apart, the simpler one is taken.
 RICHNESS = ("poisson", "nb", "zinb")
+NAMES = {"nb": "negative binomial", "poisson": "Poisson"}
 ERRORS = 2.0  # standard errors of the paired difference that a richer likelihood must gain
 
 
@@ -55,9 +56,10 @@ def paired(values: np.ndarray) -> tuple[float, float]:
 
 
 def verdict_on_zeros(log_p: dict[str, np.ndarray]) -> str:
-    """Whether held-out cells support zero inflation, in a sentence."""
-    gain, se = paired(log_p["zinb"] - log_p["nb"])
-    shown = f"{gain:+.3g} ± {se:.2g} nats a cell against the negative binomial"
+    """Whether held-out cells support zero inflation, against the best without it, in a sentence."""
+    rival = max(NAMES.keys() & log_p.keys(), key=lambda name: log_p[name].mean())
+    gain, se = paired(log_p["zinb"] - log_p[rival])
+    shown = f"{gain:+.3g} ± {se:.2g} nats a cell against the {NAMES[rival]}"
     if gain > ERRORS * se:
         return f"The data support zero inflation ({shown})."
     return f"Zero inflation is not supported by the data ({shown}, standard error)."

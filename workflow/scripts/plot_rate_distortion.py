@@ -48,16 +48,17 @@ def _draw_curve(ax: Axes, curve: pd.DataFrame, n: int) -> None:
 
 
 def _draw_elbo(ax: Axes, curve: pd.DataFrame) -> None:
-    ax.errorbar(curve["beta"], curve["elbo"], yerr=curve["elbo_se"], color=GREY, lw=0.8, capsize=2,
-                elinewidth=0.6, zorder=1)  # fmt: skip
-    _mark(ax, curve["beta"], curve["elbo"], curve)
+    ax.axhline(0.0, color=GREY, lw=0.5, ls=":")
+    ax.errorbar(curve["beta"], curve["gain"], yerr=2 * curve["gain_se"], color=GREY, lw=0.8,
+                capsize=2, elinewidth=0.6, zorder=1)  # fmt: skip
+    _mark(ax, curve["beta"], curve["gain"], curve)
     ax.set_xscale("log")
     ax.set_xticks(curve["beta"], [f"{beta:g}" for beta in curve["beta"]])
     ax.minorticks_off()
     ax.set(
         title="Held-out ELBO by β",
         xlabel="β, the weight of the KL term (no unit)",
-        ylabel="ELBO ± s.e. (nats per cell)",
+        ylabel="ELBO over the chosen β's, cell by cell,\n± 2 s.e. (nats per cell)",
     )
 
 

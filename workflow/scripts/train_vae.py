@@ -19,7 +19,7 @@ from omics_vae.collapse import (
     diagnose,
     mutual_information,
 )
-from omics_vae.inference import cell_elbo, embed
+from omics_vae.inference import CellElbo, cell_elbo, embed
 from omics_vae.initialisation import start_from
 from omics_vae.model import VAE, Architecture, save_model
 from omics_vae.pruning import EVIDENCE_DRAWS, signal_axes
@@ -175,10 +175,17 @@ def training_warnings(
     return found
 
 
-def final_measures(model: VAE, inputs: ModelInputs, plan: TrainingPlan, device) -> dict:
+def validation_table(elbo: CellElbo, cells: pd.DataFrame) -> pd.DataFrame:
+    """validation.parquet: a row a validation cell, so that fits can be compared cell by cell."""
+    cell_id = cells.index[cells["split"] == "validation"].to_numpy()
+    return pd.DataFrame({"cell_id": cell_id, "reconstruction": elbo.reconstruction, "kl": elbo.kl})
+
+
+def final_measures(
+    model: VAE, elbo: CellElbo, inputs: ModelInputs, plan: TrainingPlan, device
+) -> dict:
     """Rate, distortion and use of the latent space on validation cells, for summary.json."""
     validation = inputs.split("validation")
-    elbo = cell_elbo(model, validation, device, EVIDENCE_DRAWS)
     at = embed(model, validation, device)
     n_axes = signal_axes(inputs.split("train"))
     collapse = diagnose(model, validation, device, plan.beta, n_axes)
@@ -220,11 +227,13 @@ if __name__ == "__main__":
         plan = training_plan(settings, params.seed)
         model = build_model(inputs, settings, design, params.seed)
         progress = run_training(model, inputs, plan, device, params, log, "train_vae")
-        measures = final_measures(model, inputs, plan, device)
+        elbo = cell_elbo(model, inputs.split("validation"), device, EVIDENCE_DRAWS)
+        measures = final_measures(model, elbo, inputs, plan, device)
         collapse = Diagnosis(**measures["collapse"]) if measures["collapse"] else None
         n_train = len(inputs.split("train"))
         write_parquet(pd.DataFrame(progress.history), snakemake.output.history)
         write_parquet(kl_table(progress), snakemake.output.kl)
+        write_parquet(validation_table(elbo, inputs.cells), snakemake.output.validation)
         write_json(
             {
                 "architecture": asdict(model.architecture),

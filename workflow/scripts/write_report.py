@@ -287,7 +287,14 @@ if __name__ == "__main__":
         tables = {name: pd.read_parquet(files[name]) for name in ("cells", "genes", "evidence")}
         tables |= {name: read_sample_table(files[name]) for name in ("splits", "samples_library")}
         tables |= {name: pd.read_csv(files[name], sep="\t") for name in ("elbo", "channels")}
-        tables["gaps"] = pd.read_csv(files.gaps, sep="\t", keep_default_na=False, na_values="")
+        # A group may be called NA or 7; a group of one cell has no standard error.
+        tables["gaps"] = pd.read_csv(
+            files.gaps,
+            sep="\t",
+            dtype={"group": str},
+            keep_default_na=False,
+            na_values={"gap_se": ["NA"]},
+        )
         for name in ("comparison", "curve", "pairs"):
             if files[name]:
                 tables[name] = pd.read_csv(files[name][0], sep="\t")
