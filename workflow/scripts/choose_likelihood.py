@@ -57,7 +57,8 @@ def paired(values: np.ndarray) -> tuple[float, float]:
 
 def verdict_on_zeros(log_p: dict[str, np.ndarray]) -> str:
     """Whether held-out cells support zero inflation, against the best without it, in a sentence."""
-    rival = max(NAMES.keys() & log_p.keys(), key=lambda name: log_p[name].mean())
+    others = [name for name in NAMES if name in log_p]
+    rival = max(others, key=lambda name: log_p[name].mean())
     gain, se = paired(log_p["zinb"] - log_p[rival])
     shown = f"{gain:+.3g} ± {se:.2g} nats a cell against the {NAMES[rival]}"
     if gain > ERRORS * se:
