@@ -20,6 +20,7 @@ FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
 KNOWN = (*REQUIRED, "format", "matrix", "genome", "batch", "donor", "condition")
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 OBS_COLUMN = re.compile(r"obs:.+")
+LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
 TYPES = {
     "integer": "a whole number",
     "number": "a number",
@@ -71,13 +72,14 @@ def check_config(config: dict, schema_path: str) -> dict:
     return complete
 
 
-def _homes(schema: dict, prefix: str = "") -> dict[str, str]:
-    """For each key the section that it stands in ("" at the top)."""
-    homes = {}
+def _homes(schema: dict, prefix: str = "") -> dict[str, list[str]]:
+    """For each key the sections that it stands in ("" at the top)."""
+    homes: dict[str, list[str]] = {}
     for key, rule in schema["properties"].items():
-        homes[key] = prefix
+        homes.setdefault(key, []).append(prefix)
         if rule.get("type") == "object":
-            homes |= _homes(rule, f"{prefix}.{key}" if prefix else key)
+            for inner, found in _homes(rule, f"{prefix}.{key}" if prefix else key).items():
+                homes.setdefault(inner, []).extend(found)
     return homes
 
 
@@ -86,11 +88,13 @@ def _values(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _values(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield from _values(dict(enumerate(value)), f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _explain(where: str, error, homes: dict[str, str]) -> list[str]:
+def _explain(where: str, error, homes: dict[str, list[str]]) -> list[str]:
     """A line for each key at fault: the key, what is wrong, what to do."""
     prefix = f"{where}." if where else ""
     if error.validator == "additionalProperties":
@@ -126,10 +130,9 @@ def _explain(where: str, error, homes: dict[str, str]) -> list[str]:
     return [f"config: {where}: {expected}, not {value[:80]}{hint}"]
 
 
-def _belongs(home: str) -> str:
-    return (
-        f" here; it belongs under {home}" if home else " here; it belongs at the top, not indented"
-    )
+def _belongs(homes: list[str]) -> str:
+    places = [f"under {home}" if home else "at the top, not indented" for home in homes]
+    return f" here; it belongs {', or '.join(places)}"
 
 
 def _type_hint(value, wanted: str | list[str]) -> str:
@@ -162,6 +165,11 @@ def _contradictions(config: dict) -> list[str]:
     faults = []
     train, split = config["train"], config["preprocess"]["split"]
     faults += _contradictions_of_model(train)
+    if config["seed"] + config["stability"]["n_seeds"] - 1 > LARGEST_SEED:
+        faults.append(
+            f"config: stability.n_seeds: the last of {config['stability']['n_seeds']} seeds from "
+            f"{config['seed']} on would exceed {LARGEST_SEED}; lower seed"
+        )
     if train["kl_warmup"] != "constant" and train["kl_warmup_steps"] >= train["max_steps"]:
         faults.append(
             f"config: train.kl_warmup_steps: the warm-up ({train['kl_warmup_steps']} steps) would "
