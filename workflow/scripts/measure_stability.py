@@ -24,11 +24,12 @@ def canonical_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosines of the principal angles between two embeddings of the same cells, largest first.
 
     ``a`` (cells, p), ``b`` (cells, q): the spaces spanned by their centred columns. min(p, q)
-    values; all 1 when each is a linear image of the other.
+    values; all 1 when each is a linear image of the other. A direction in which no cell differs
+    agrees with nothing: 0.
     Source: Björck & Golub 1973, doi:10.1090/S0025-5718-1973-0348991-3.
     """
-    angles = subspace_angles(a - a.mean(0), b - b.mean(0))
-    return np.sort(np.cos(angles))[::-1]
+    cosines = np.sort(np.cos(subspace_angles(a - a.mean(0), b - b.mean(0))))[::-1]
+    return np.pad(cosines, (0, min(a.shape[1], b.shape[1]) - len(cosines)))
 
 
 def shared_neighbours(a: np.ndarray, b: np.ndarray, k: int = NEIGHBOURS) -> float:
