@@ -64,7 +64,8 @@ def prune(folder: Path, paths: dict, trained: dict, seed: int = 1, **changed) ->
 def embed(folder: Path, paths: dict, model: dict, **refine) -> Path:
     """latent.parquet by embed_cells."""
     folder.mkdir(parents=True, exist_ok=True)
-    params = {"refine": REFINE | refine, "seed": 1, "device": "cpu"}
+    given = REFINE | refine
+    params = {"refine": given if given["for_scores"] else None, "seed": 1, "device": "cpu"}
     output = {"latent": "latent.parquet"}
     return run_script("embed_cells", folder, with_model(paths, model), output, params)["latent"]
 

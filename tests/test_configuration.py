@@ -694,3 +694,9 @@ def test_what_lies_inside_a_folder_counts_as_input(here):
         (here / "mtx" / name).touch()
     assert files_inside("mtx") == ["mtx/deep/.zarray", "mtx/matrix.mtx.gz"]
     assert files_inside("a.h5ad") == []
+
+
+def test_betas_that_would_share_a_name_are_refused():
+    """Fits are named by six digits of their beta; one would silently stand for both."""
+    (line,) = faults_of_config("rate_distortion: {betas: [0.1, 0.10000001]}")
+    assert line.startswith("config: rate_distortion.betas: ") and "; " in line

@@ -120,7 +120,7 @@ SETTINGS = {
     ("train.checkpoint_seconds", 30): "train_vae",
     ("prune.min_kl", 0.1): "prune_latent",
     # Refined or not, the posterior of each cell comes from the same rule.
-    ("refine.steps", 29): "embed_cells measure_evidence",
+    ("refine.steps", 29): "measure_evidence",
     ("refine.for_scores", True): "embed_cells measure_evidence",
     ("evidence.samples", 40): "measure_evidence",
     ("evidence.cells", 20): "measure_evidence",

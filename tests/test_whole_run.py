@@ -235,7 +235,7 @@ def test_the_methods_have_a_sentence_for_each_option(everything, finished):
         "The likelihood was chosen among negative binomial, zero-inflated negative binomial and "
         "Poisson by the importance-weighted evidence (50 samples",
         "a prior of 3 learned Gaussians",
-        "given to the decoder as covariates.",
+        "The decoder was given covariates: ",
         "Rate and distortion (Alemi et al. 2018) were traced over models with beta = 0.5, 1, 2.",
         "Training, pruning and scoring were repeated with 2 seeds in all",
         "scores stand on these refined posteriors.",

@@ -495,11 +495,11 @@ def test_settings_that_are_on_have_a_sentence(full, tmp_path):
         ({"train": {"beta": 4}}, "The weight of the KL term rose linearly to 4 over"),
         (
             {"train": {"covariates": ["batch"], "continuous_covariates": ["age"]}},
-            "batch, age were given to the decoder as covariates.",
+            "The decoder was given covariates: batch, age.",
         ),
         (
             {"train": {"covariates": ["batch"], "encode_covariates": True}},
-            "given to encoder and decoder as covariates.",
+            "Encoder and decoder were given covariates: batch.",
         ),
     ):
         text = methods_of(plain, **sections)

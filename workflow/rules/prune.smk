@@ -67,7 +67,8 @@ rule embed_cells:
     resources:
         gpu=GPU,
     params:
-        refine=config["refine"],
+        # Steps and rate reach the embedding only where it is refined.
+        refine=config["refine"] if config["refine"]["for_scores"] else None,
         seed=lambda wildcards: seed_of(wildcards.fit),
         device=config["device"],
         code=code("embed_cells.py"),

@@ -175,6 +175,11 @@ def _contradictions(config: dict) -> list[str]:
             f"config: train.kl_warmup_steps: the warm-up ({train['kl_warmup_steps']} steps) would "
             f"end after training ({train['max_steps']}); lower it or raise train.max_steps"
         )
+    betas = [f"{beta:g}" for beta in config["rate_distortion"]["betas"]]
+    if len(set(betas)) < len(betas):
+        faults.append(
+            "config: rate_distortion.betas: two of them are the same to six digits; remove one"
+        )
     if split["validation"] + split["calibration"] > 0.9:
         faults.append(
             "config: preprocess.split: validation and calibration leave less than 10 % of the "
@@ -371,6 +376,8 @@ def check_covariates(config: dict, samples: dict[str, dict]) -> None:
     named = [("train.covariates", name) for name in train["covariates"]]
     if train["dispersion"] == "gene_batch":
         named.append(("train.dispersion: gene_batch", "batch"))
+    if train["library_size"] == "latent":
+        named.append(("train.library_size: latent", "batch"))
     for key, name in named:
         rows = list(samples.values())
         values = {row.get(name, "") for row in rows} | {row["role"] for row in rows}

@@ -16,7 +16,7 @@ if __name__ == "__main__":
             snakemake.input.description,
             read_model_inputs(snakemake.input.counts, snakemake.input.library_size),
         )
-        if params.refine["for_scores"]:
+        if params.refine:
             steps, rate = params.refine["steps"], params.refine["learning_rate"]
             found = refine(model, inputs.data, device, steps, rate, seed=params.seed).embedding
         else:

@@ -206,8 +206,8 @@ def _generative_model(train: dict, likelihood: str) -> str:
         sentences.append(SKIPS[train["skip"]])
     told = [*train["covariates"], *train["continuous_covariates"]]
     if told:
-        where = "encoder and decoder" if train["encode_covariates"] else "the decoder"
-        sentences.append(f"{', '.join(told)} were given to {where} as covariates.")
+        who = "Encoder and decoder were" if train["encode_covariates"] else "The decoder was"
+        sentences.append(f"{who} given covariates: {', '.join(told)}.")
     return " ".join(sentences)
 
 

@@ -126,8 +126,8 @@ def diagnose(
     return Diagnosis(
         "objective",
         f"the cells vary along {n_axes} axes and beta is {beta:g}",
-        "lower train.beta to 1, lengthen train.kl_warmup_steps, set train.free_bits, or lower "
-        "train.weight_decay and train.dropout",
+        ("lower train.beta to 1, " if beta > 1 else "")
+        + "lengthen train.kl_warmup_steps, set train.free_bits, or lower train.weight_decay",
     )
 
 
