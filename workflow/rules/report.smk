@@ -24,9 +24,7 @@ SUMMARIES = [
     f"{RUN}/prune/{FIT}/summary.json",
     f"{RUN}/evidence/summary.json",
     f"{RUN}/anomaly/summary.json",
-    *(path.replace("comparison.tsv", "summary.json") for path in COMPARISON),
-    *(path.replace("curve.tsv", "summary.json") for path in CURVE),
-    *(path.replace("pairs.tsv", "summary.json") for path in PAIRS),
+    *(f"{Path(path).parent}/summary.json" for path in COMPARISON + CURVE + PAIRS),
 ]
 # Printed in the report: what a number may depend on.
 VERSIONS = "snakemake torch scanpy anndata numpy scipy pandas scikit-learn scikit-misc umap-learn"

@@ -14,6 +14,8 @@ A killed training leaves train/<fit>/checkpoint.safetensors and resumes from it.
 that Snakemake does not delete it with the half-made files of a failed job.
 """
 
+BESIDE_THE_MODEL = ["history.parquet", "kl.parquet", "validation.parquet", "summary.json"]
+
 
 rule train_vae:
     input:
@@ -59,29 +61,13 @@ if IS_AUTO:
         input:
             weights=expand(f"{RUN}/train/{{fit}}/model.safetensors", fit=CANDIDATES),
             descriptions=expand(f"{RUN}/train/{{fit}}/model.json", fit=CANDIDATES),
-            rest=expand(
-                f"{RUN}/train/{{fit}}/{{name}}",
-                fit=CANDIDATES,
-                name=[
-                    "history.parquet",
-                    "kl.parquet",
-                    "validation.parquet",
-                    "summary.json",
-                ],
-            ),
+            rest=expand(f"{RUN}/train/{{fit}}/{{name}}", fit=CANDIDATES, name=BESIDE_THE_MODEL),
             counts=f"{RUN}/preprocess/counts.h5ad",
             library_size=f"{RUN}/library_size/library_size.parquet",
         output:
             fit=expand(
                 f"{RUN}/train/{FIT}/{{name}}",
-                name=[
-                    "model.safetensors",
-                    "model.json",
-                    "history.parquet",
-                    "kl.parquet",
-                    "validation.parquet",
-                    "summary.json",
-                ],
+                name=["model.safetensors", "model.json", *BESIDE_THE_MODEL],
             ),
             comparison=f"{RUN}/likelihood/comparison.tsv",
             choice=f"{RUN}/likelihood/summary.json",

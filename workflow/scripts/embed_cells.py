@@ -3,7 +3,7 @@
 import torch
 
 from job import job, write_parquet
-from model_inputs import device_or_error, latent_table, read_model, read_model_inputs
+from model_inputs import device_or_error, latent_table, read_fit
 from omics_vae.inference import embed, refine
 
 if __name__ == "__main__":
@@ -11,11 +11,7 @@ if __name__ == "__main__":
         params = snakemake.params
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        model, inputs = read_model(
-            snakemake.input.weights,
-            snakemake.input.description,
-            read_model_inputs(snakemake.input.counts, snakemake.input.library_size),
-        )
+        model, inputs = read_fit(snakemake.input)
         if params.refine:
             steps, rate = params.refine["steps"], params.refine["learning_rate"]
             found = refine(model, inputs.data, device, steps, rate, seed=params.seed).embedding

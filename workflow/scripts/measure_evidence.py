@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from job import job, write_json, write_parquet, write_tsv
-from model_inputs import device_or_error, read_model, read_model_inputs
+from model_inputs import device_or_error, read_fit
 from omics_vae.inference import importance_weighted_evidence, refine
 
 SPLITS = ("validation", "calibration", "query")
@@ -53,11 +53,7 @@ if __name__ == "__main__":
         params, settings = snakemake.params, snakemake.params.refine
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        model, inputs = read_model(
-            snakemake.input.weights,
-            snakemake.input.description,
-            read_model_inputs(snakemake.input.counts, snakemake.input.library_size),
-        )
+        model, inputs = read_fit(snakemake.input)
         split = inputs.cells["split"].astype(str).to_numpy()
         chosen = choose_cells(split, params.evidence["cells"], params.seed)
         data, obs = inputs.data.take(chosen), inputs.cells.iloc[chosen]

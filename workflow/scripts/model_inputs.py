@@ -74,6 +74,12 @@ def read_model(weights: str, description: str, inputs: ModelInputs) -> tuple[VAE
     return model, inputs.with_design(Design(**content["design"]))
 
 
+def read_fit(files) -> tuple[VAE, ModelInputs]:
+    """The model and the cells that a rule's input ``files`` name."""
+    inputs = read_model_inputs(files.counts, files.library_size)
+    return read_model(files.weights, files.description, inputs)
+
+
 LATENT_COLUMNS = {"mean": "mean_{}", "variance": "variance_{}"}
 
 

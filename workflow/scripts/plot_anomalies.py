@@ -1,8 +1,5 @@
 """Figure ``anomalies``: are the p-values sound, does depth matter, which samples hold the hits."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -26,7 +23,7 @@ from figure_style import (
     scatter,
     style,
 )
-from job import job
+from job import job, read_json
 
 
 def wilson_interval(k, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +164,6 @@ def draw(cells: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
 if __name__ == "__main__":
     with job(snakemake) as log:
         cells = pd.read_parquet(snakemake.input.cells)
-        summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
+        summary = read_json(snakemake.input.summary)
         save_figure(*draw(cells, summary), snakemake.output)
         log.info("%d cells", len(cells))

@@ -1,8 +1,5 @@
 """Figure ``pruning``: the evidence for each latent dimension, and what the cut cost."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,7 +15,7 @@ from figure_style import (
     save_figure,
     style,
 )
-from job import job
+from job import job, read_json
 
 PANELS = {
     "kl": ("KL to the prior", "KL ± 2 s.e. (nats per cell)"),
@@ -40,9 +37,8 @@ def _draw_evidence(ax: Axes, evidence: pd.DataFrame, column: str, threshold) -> 
                 color=colour,
                 label=f"{label} (n = {chosen.sum()})",
             )
-    if f"{column}_se" in evidence:
-        error = 2 * evidence[f"{column}_se"]
-        ax.errorbar(place, values, yerr=error, fmt="none", ecolor=GREY, elinewidth=0.6)
+    error = 2 * evidence[f"{column}_se"]
+    ax.errorbar(place, values, yerr=error, fmt="none", ecolor=GREY, elinewidth=0.6)
     ax.axhline(0, color="black", lw=0.5)
     if threshold is not None:
         ax.axhline(threshold, color="black", lw=0.7, ls="--", label=f"threshold {threshold:g}")
@@ -90,6 +86,6 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         evidence = pd.read_parquet(snakemake.input.evidence)
         elbo = pd.read_csv(snakemake.input.elbo, sep="\t")
-        summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
+        summary = read_json(snakemake.input.summary)
         save_figure(*draw(evidence, elbo, read_thresholds(summary)), snakemake.output)
         log.info("%d dimensions, %d kept", len(evidence), int(evidence["kept"].sum()))

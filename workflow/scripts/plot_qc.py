@@ -1,6 +1,5 @@
 """Figure ``qc``: what quality control saw in each sample, what it kept, and at which limits."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from figure_style import (
     strip_and_box,
     style,
 )
-from job import job
+from job import job, read_json
 
 # quantity: the axis it gets, whether it is logarithmic, the settings that limit it
 QUANTITIES = {
@@ -35,7 +34,7 @@ QUANTITIES = {
 
 def read_limits(path: str | Path) -> dict[str, float]:
     """The limits one sample was filtered by, from its summary; those switched off are left out."""
-    limits = json.loads(Path(path).read_text(encoding="utf-8")).get("limits", {})
+    limits = read_json(path).get("limits", {})
     numbers = {
         name: limit.get("value") if isinstance(limit, dict) else limit
         for name, limit in limits.items()

@@ -1,8 +1,5 @@
 """Figure ``training``: how the fit went, and whether it ended after the KL warm-up."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -23,7 +20,7 @@ from figure_style import (
     say,
     style,
 )
-from job import job
+from job import job, read_json
 
 DEPTHS = LinearSegmentedColormap.from_list("depths", [LIGHT_GREY, BLUE])
 
@@ -76,9 +73,6 @@ def _draw_kl(ax: Axes, kl: pd.DataFrame) -> None:
 
 def _draw_use(ax: Axes, history: pd.DataFrame) -> None:
     """Mutual information on the left axis, active units on the right one."""
-    if "mutual_information" not in history:
-        say(ax, "the use of z was not recorded")
-        return
     step = history["step"]
     _draw_line(ax, step, history["mutual_information"], color=BLUE, label="mutual information")
     ax.set_ylim(0, 1.25 * max(float(history["mutual_information"].max()), 0.1))
@@ -129,6 +123,6 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         history = pd.read_parquet(snakemake.input.history)
         kl = pd.read_parquet(snakemake.input.kl)
-        summary = json.loads(Path(snakemake.input.summary).read_text(encoding="utf-8"))
+        summary = read_json(snakemake.input.summary)
         save_figure(*draw(history, kl, summary), snakemake.output)
         log.info("%d rows of history", len(history))

@@ -8,7 +8,7 @@ import torch
 
 from design import Design
 from job import job, read_json, write_json, write_parquet, write_tsv
-from model_inputs import device_or_error, read_model, read_model_inputs
+from model_inputs import device_or_error, read_fit
 from omics_vae.inference import CellElbo, cell_elbo
 from omics_vae.pruning import EVIDENCE_DRAWS, Evidence, cut_model, gather_evidence
 from omics_vae.training import remove_checkpoint
@@ -99,8 +99,7 @@ if __name__ == "__main__":
         params, settings = snakemake.params, snakemake.params.settings
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        inputs = read_model_inputs(snakemake.input.counts, snakemake.input.library_size)
-        model, inputs = read_model(snakemake.input.weights, snakemake.input.description, inputs)
+        model, inputs = read_fit(snakemake.input)
         design = Design(**read_json(snakemake.input.description)["design"])
         validation = inputs.split("validation")
         evidence = gather_evidence(model, validation, device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from job import job, write_atomically, write_json
+from job import job, read_json, write_atomically, write_json
 from report_tables import (
     CHANNELS,
     DROPPED,
@@ -61,7 +61,7 @@ def read_summaries(paths: Iterable[str | Path]) -> list[dict]:
     for path in map(Path, paths):
         stage = next(part for part in reversed(path.parts[:-1]) if part in STAGES)
         sample = path.name.removesuffix("summary.json").removesuffix(".")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         summaries.append({**content, "stage": stage, "sample": sample})
     # The samples of a stage come before the stage as a whole, as they ran.
     return sorted(summaries, key=lambda s: (STAGES.index(s["stage"]), s["sample"] == ""))

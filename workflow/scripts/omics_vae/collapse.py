@@ -23,9 +23,7 @@ ACTIVE_VARIANCE = 0.01  # Burda et al.: a unit is active when Var[posterior mean
 MIXTURE_CELLS = 2000  # cells in the aggregated posterior: cost is its square
 MIXTURE_DRAWS = 5
 LITTLE_INFORMATION = 0.05  # nats; as the KL under which a dimension is pruned
-NOISY_DISPERSION = (
-    0.5  # Pearson dispersion below which a decoder expects more scatter than there is
-)
+NOISY_DISPERSION = 0.5  # Pearson dispersion below which a decoder expects too much scatter
 DIAGNOSED_CELLS = 1000  # more would say the same
 
 
