@@ -15,18 +15,21 @@ OUTPUTS
 """
 
 
+def scored_by(fits, name):
+    """A file of each model that scores cells: one, or one a fold."""
+    return expand(f"{RUN}/{name}", fit=fits)
+
+
 rule detect_anomalies:
     input:
-        weights=f"{RUN}/prune/{FIT}/model.safetensors",
-        description=f"{RUN}/prune/{FIT}/model.json",
-        latent=f"{RUN}/embed/{FIT}/latent.parquet",
+        weights=scored_by(SCORED_BY, "prune/{fit}/model.safetensors"),
+        descriptions=scored_by(SCORED_BY, "prune/{fit}/model.json"),
+        latents=scored_by(SCORED_BY, "embed/{fit}/latent.parquet"),
         counts=f"{RUN}/preprocess/counts.h5ad",
         library_size=f"{RUN}/library_size/library_size.parquet",
     output:
-        cells_tsv=f"{RUN}/anomaly/cells.tsv",
         cells=f"{RUN}/anomaly/cells.parquet",
-        genes_tsv=f"{RUN}/anomaly/genes.tsv",
-        genes=f"{RUN}/anomaly/genes.parquet",
+        trimmed=f"{RUN}/anomaly/trimmed.tsv",
         channels=f"{RUN}/anomaly/channels.tsv",
         summary=f"{RUN}/anomaly/summary.json",
     log:
@@ -40,6 +43,7 @@ rule detect_anomalies:
         gpu=GPU,
     params:
         settings=config["anomaly"],
+        folds=[FOLDS.get(fit) for fit in SCORED_BY],
         seed=config["seed"],
         device=config["device"],
         code=code("detect_anomalies.py"),
@@ -51,16 +55,14 @@ if OTHER_SEEDS:
 
     use rule detect_anomalies as detect_anomalies_again with:
         input:
-            weights=f"{RUN}/prune/{{fit}}/model.safetensors",
-            description=f"{RUN}/prune/{{fit}}/model.json",
-            latent=f"{RUN}/embed/{{fit}}/latent.parquet",
+            weights=[f"{RUN}/prune/{{fit}}/model.safetensors"],
+            descriptions=[f"{RUN}/prune/{{fit}}/model.json"],
+            latents=[f"{RUN}/embed/{{fit}}/latent.parquet"],
             counts=f"{RUN}/preprocess/counts.h5ad",
             library_size=f"{RUN}/library_size/library_size.parquet",
         output:
-            cells_tsv=f"{RUN}/stability/{{fit}}/cells.tsv",
             cells=f"{RUN}/stability/{{fit}}/cells.parquet",
-            genes_tsv=f"{RUN}/stability/{{fit}}/genes.tsv",
-            genes=f"{RUN}/stability/{{fit}}/genes.parquet",
+            trimmed=f"{RUN}/stability/{{fit}}/trimmed.tsv",
             channels=f"{RUN}/stability/{{fit}}/channels.tsv",
             summary=f"{RUN}/stability/{{fit}}/summary.json",
         log:
@@ -69,6 +71,7 @@ if OTHER_SEEDS:
             times("detect_anomalies_again", "{fit}")
         params:
             settings=config["anomaly"],
+            folds=[None],
             seed=lambda wildcards: seed_of(wildcards.fit),
             device=config["device"],
             code=code("detect_anomalies.py"),
@@ -96,3 +99,92 @@ if OTHER_SEEDS:
             code=code("measure_stability.py"),
         script:
             "../scripts/measure_stability.py"
+
+
+rule score_doublets:
+    input:
+        weights=f"{RUN}/prune/{FIT}/model.safetensors",
+        description=f"{RUN}/prune/{FIT}/model.json",
+        latent=f"{RUN}/embed/{FIT}/latent.parquet",
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        library_size=f"{RUN}/library_size/library_size.parquet",
+    output:
+        cells=f"{RUN}/doublets/cells.parquet",
+        summary=f"{RUN}/doublets/summary.json",
+    log:
+        logs("score_doublets"),
+    benchmark:
+        times("score_doublets")
+    conda:
+        "../../envs/anomics.yaml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        settings=config["doublets"],
+        seed=config["seed"],
+        device=config["device"],
+        code=code("score_doublets.py"),
+    script:
+        "../scripts/score_doublets.py"
+
+
+if HELD_OUT:
+
+    rule choose_held_group:
+        input:
+            description=f"{RUN}/prune/{FIT}/model.json",
+            latent=f"{RUN}/embed/{FIT}/latent.parquet",
+            counts=f"{RUN}/preprocess/counts.h5ad",
+            library_size=f"{RUN}/library_size/library_size.parquet",
+        output:
+            group=f"{RUN}/check/group.parquet",
+            summary=f"{RUN}/check/group.json",
+        log:
+            logs("choose_held_group"),
+        benchmark:
+            times("choose_held_group")
+        conda:
+            "../../envs/anomics.yaml"
+        params:
+            seed=config["seed"],
+            code=code("choose_held_group.py"),
+        script:
+            "../scripts/choose_held_group.py"
+
+
+if IS_CHECKED:
+
+    rule check_injected:
+        input:
+            fit_weights=f"{RUN}/prune/{SCORED_BY[0]}/model.safetensors",
+            fit_description=f"{RUN}/prune/{SCORED_BY[0]}/model.json",
+            fit_latent=f"{RUN}/embed/{SCORED_BY[0]}/latent.parquet",
+            group=[f"{RUN}/check/group.parquet" for _ in HELD_OUT],
+            group_summary=[f"{RUN}/check/group.json" for _ in HELD_OUT],
+            group_weights=scored_by(HELD_OUT, "prune/{fit}/model.safetensors"),
+            group_description=scored_by(HELD_OUT, "prune/{fit}/model.json"),
+            group_latent=scored_by(HELD_OUT, "embed/{fit}/latent.parquet"),
+            counts=f"{RUN}/preprocess/counts.h5ad",
+            library_size=f"{RUN}/library_size/library_size.parquet",
+        output:
+            draws=f"{RUN}/check/check.parquet",
+            table=f"{RUN}/check/check.tsv",
+            summary=f"{RUN}/check/summary.json",
+        log:
+            logs("check_injected"),
+        benchmark:
+            times("check_injected")
+        conda:
+            "../../envs/anomics.yaml"
+        threads: 1
+        resources:
+            gpu=GPU,
+        params:
+            settings=config["anomaly"],
+            fold=FOLDS.get(SCORED_BY[0]),
+            seed=config["seed"],
+            device=config["device"],
+            code=code("check_injected.py"),
+        script:
+            "../scripts/check_injected.py"

@@ -66,6 +66,11 @@ def seed_of(fit):
     return int(fit.removeprefix("seed").split("-")[0])
 
 
+def held_out_of(fit):
+    """The table of cells that a fit must not be trained on, where it has one."""
+    return f"{RUN}/check/group.parquet" if fit in HELD_OUT else []
+
+
 def settings_of(fit):
     """config ``train`` with what the name of a fit changes."""
     changed = {"beta": BETAS[fit]} if fit in BETAS else {}
@@ -121,6 +126,7 @@ try:
     )
     configuration.check_covariates(config, SAMPLES)
     configuration.check_files(config)
+    configuration.check_cross_fitting(config, SAMPLES)
 except configuration.ConfigurationError as error:
     raise WorkflowError(str(error)) from None
 
@@ -134,7 +140,16 @@ BETAS = {f"{FIT}-beta{beta:g}": beta for beta in config["rate_distortion"]["beta
 BETAS = {fit: beta for fit, beta in BETAS.items() if beta != config["train"]["beta"]}
 IS_AUTO = config["train"]["likelihood"] == "auto"
 CANDIDATES = {f"{FIT}-{name}": name for name in ("nb", "zinb", "poisson")} if IS_AUTO else {}
-TRAINED = [*OTHER_SEEDS, *BETAS, *(CANDIDATES or [FIT])]
+# Without a query, each fold of the reference is scored by a fit that has not seen it.
+N_FOLDS = config["anomaly"]["folds"] if configuration.is_cross_fitted(SAMPLES) else 0
+FOLDS = {f"{FIT}-fold{fold}": fold for fold in range(1, N_FOLDS + 1)}
+SCORED_BY = [*FOLDS] or [FIT]
+# To learn whether a cell type would be found that the model lacks, one group of the reference is
+# left out of a second training. Folds hold out cells, not groups.
+IS_CHECKED = config["check"]["injected"]
+HELD_OUT = [f"{FIT}-group"] if IS_CHECKED and config["check"]["held_out_group"] else []
+HELD_OUT = HELD_OUT if not FOLDS else []
+TRAINED = [*OTHER_SEEDS, *BETAS, *(CANDIDATES or [FIT]), *FOLDS, *HELD_OUT]
 # One job at a time on a GPU (the profile grants one); none is asked for where the user wants a CPU.
 GPU = 0 if config["device"] == "cpu" else 1
 

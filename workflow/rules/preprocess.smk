@@ -87,6 +87,7 @@ rule select_features:
     params:
         settings=config["preprocess"]["select_features"],
         split=config["preprocess"]["split"],
+        n_folds=len(FOLDS),
         seed=config["seed"],
         code=code("select_features.py"),
     script:

@@ -21,6 +21,7 @@ rule prune_latent:
         description=f"{RUN}/train/{{fit}}/model.json",
         counts=f"{RUN}/preprocess/counts.h5ad",
         library_size=f"{RUN}/library_size/library_size.parquet",
+        held=lambda wildcards: held_out_of(wildcards.fit),
     output:
         weights=f"{RUN}/prune/{{fit}}/model.safetensors",
         description=f"{RUN}/prune/{{fit}}/model.json",
@@ -42,6 +43,7 @@ rule prune_latent:
         settings=config["prune"],
         training=config["train"],
         seed=lambda wildcards: seed_of(wildcards.fit),
+        fold=lambda wildcards: FOLDS.get(wildcards.fit),
         device=config["device"],
         checkpoint=f"{RUN}/prune/{{fit}}/checkpoint.safetensors",
         code=code("prune_latent.py"),

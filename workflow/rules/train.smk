@@ -25,6 +25,7 @@ rule train_vae:
         choice=lambda wildcards: (
             f"{RUN}/likelihood/summary.json" if IS_AUTO and wildcards.fit not in CANDIDATES else []
         ),
+        held=lambda wildcards: held_out_of(wildcards.fit),
     output:
         weights=f"{RUN}/train/{{fit}}/model.safetensors",
         description=f"{RUN}/train/{{fit}}/model.json",
@@ -48,6 +49,7 @@ rule train_vae:
     params:
         settings=lambda wildcards: settings_of(wildcards.fit),
         seed=lambda wildcards: seed_of(wildcards.fit),
+        fold=lambda wildcards: FOLDS.get(wildcards.fit),
         device=config["device"],
         checkpoint=f"{RUN}/train/{{fit}}/checkpoint.safetensors",
         code=code("train_vae.py"),

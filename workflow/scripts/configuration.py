@@ -354,17 +354,30 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
 
 
 def _check_roles(path: str, samples: dict[str, dict]) -> list[str]:
-    """Reference and query must both be possible; roles inside files are checked on reading."""
-    roles = {row["role"] for row in samples.values()}
-    if not samples or any(role.startswith("obs:") for role in roles):
-        return []
-    missing = {"reference", "query"} - roles
-    return [
-        f"{path}: no sample has the role {role}; the pipeline learns from reference cells and "
-        "scores query cells"
-        for role in sorted(missing)
-        if roles <= {"reference", "query"}
-    ]
+    """There must be a reference; without a query its own cells are scored, by cross-fitting."""
+    if samples and {row["role"] for row in samples.values()} == {"query"}:
+        return [
+            f"{path}: no sample has the role reference; the pipeline learns from reference cells: "
+            "give it to trusted normal samples, or to all samples to rank them against each other"
+        ]
+    return []
+
+
+def check_cross_fitting(config: dict, samples: dict[str, dict]) -> None:
+    """What does not go with a run that has no query. Raises ConfigurationError."""
+    if is_cross_fitted(samples) and config["stability"]["n_seeds"] > 1:
+        raise ConfigurationError(
+            [
+                "config: stability.n_seeds: all samples are reference, so each cell is scored by "
+                "cross-fitting, which further seeds do not repeat; set it to 1 or give the samples "
+                "to be scored the role query"
+            ]
+        )
+
+
+def is_cross_fitted(samples: dict[str, dict]) -> bool:
+    """Whether all samples are reference as a whole, so that they are scored among themselves."""
+    return all(row["role"] == "reference" for row in samples.values())
 
 
 def check_covariates(config: dict, samples: dict[str, dict]) -> None:

@@ -1,75 +1,26 @@
-"""Score the query cells against the reference, calibrate, and name the genes of each hit."""
+"""Score the query cells against the reference and calibrate; or all cells, by cross-fitting."""
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binom, false_discovery_control, spearmanr
+from scipy.stats import binom, spearmanr
 
-from evidence_channels import CHANNELS, Cells, raw_channels, standardise
+from detection import CROSS_FITTING, POOLED, detect, detect_cross_fitted
+from evidence_channels import CHANNELS
+from held_cells import Cells, read_cells
 from job import job, write_json, write_parquet, write_tsv
 from model_inputs import device_or_error
-from omics_vae import anomaly
-from omics_vae.inference import cell_elbo, decoded
-from omics_vae.likelihoods import NegativeBinomial
+from omics_vae.anomaly import conditional_p
+from omics_vae.inference import cell_elbo
 from omics_vae.model import VAE, load_model
 
 DEPTH_FIFTHS = 5
 NOMINAL = 0.05
 SPEARMAN_BAND = 0.1
-GENE_COLUMNS = [
-    "cell_id",
-    "gene",
-    "observed",
-    "expected",
-    "log2_fold_change",
-    "p_value",
-    "q_value",
-    "direction",
-    "null",
-]
-
-
-def gene_hits(model: VAE, cells: Cells, flagged: np.ndarray, alpha: float, device) -> pd.DataFrame:
-    """Genes of each flagged cell that its expectation does not explain (BY within the cell).
-
-    Genes of the model are held against what it decodes; all others against the reference's pooled
-    rate at the cell's depth, under a negative binomial with theta = 1, which is generous.
-    """
-    data, at = cells.model_data(flagged), cells.posterior.take(flagged)
-    null = np.full(len(cells.genes), "pooled", dtype=object)
-    null[cells.in_model] = "model"
-    tables = [pd.DataFrame(columns=GENE_COLUMNS)]
-    for chunk, x, likelihood in decoded(model, data, at, device):
-        rows = flagged[chunk]
-        expected = cells.size[rows][:, None] * cells.pooled_rates
-        observed = cells.counts[rows].toarray().astype(np.float64)
-        pooled = NegativeBinomial(
-            torch.from_numpy(np.log(expected)), torch.tensor(np.log(anomaly.POOLED_THETA))
-        )
-        surprise = pooled.surprise(observed)
-        surprise[:, cells.in_model] = likelihood.surprise(x)
-        expected[:, cells.in_model] = model.as_counts(likelihood.mean, cells.size[rows])
-        p = np.exp(-surprise)
-        q = np.stack([false_discovery_control(row, method="by") for row in p])
-        i, g = np.nonzero(q <= alpha)
-        ratio = (observed[i, g] + 0.5) / (expected[i, g] + 0.5)
-        tables.append(
-            pd.DataFrame(
-                {
-                    "cell_id": cells.obs.index.to_numpy()[rows[i]],
-                    "gene": cells.genes.to_numpy()[g],
-                    "observed": observed[i, g].astype(np.int64),
-                    "expected": expected[i, g],
-                    "log2_fold_change": np.log2(ratio),
-                    "p_value": p[i, g],
-                    "q_value": q[i, g],
-                    "direction": np.where(observed[i, g] > expected[i, g], "up", "down"),
-                    "null": null[g],
-                }
-            )
-        )
-    hits = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
-    return hits.sort_values(["cell_id", "p_value", "gene"], ignore_index=True)
+# Without anomalies half of the query has p > 0.5. Where far fewer do, the query as a whole lies
+# apart from the reference, as after another batch.
+SHIFTED_BELOW = 0.3
+TRIMMED = ["cell_id", "sample", "score", "library_size"]
 
 
 def false_positives_by_depth(p: np.ndarray, depth: np.ndarray) -> list[float]:
@@ -77,34 +28,6 @@ def false_positives_by_depth(p: np.ndarray, depth: np.ndarray) -> list[float]:
     p, depth = np.asarray(p), np.asarray(depth)
     fifths = np.array_split(np.argsort(depth, kind="stable"), DEPTH_FIFTHS)
     return [float((p[cells] <= NOMINAL).mean()) for cells in fifths]
-
-
-def judge_cells(
-    channels: dict[str, np.ndarray], query: np.ndarray, log_depth: np.ndarray, alpha: float
-) -> pd.DataFrame:
-    """The verdict on calibration and query cells from their standardised channels (cells,).
-
-    Columns: score, p_value, q_value (query cells only, Benjamini-Hochberg), is_anomaly
-    (q_value <= alpha), leading_channel of a flagged cell ("" of others), z_ and p_ of each channel.
-    """
-    kinds = {name: CHANNELS[name][0] for name in channels}
-    verdict = anomaly.combine_channels(channels, kinds, ~query, log_depth)
-    q_value = np.full(len(query), np.nan)
-    q_value[query] = false_discovery_control(verdict.p_value[query], method="bh")
-    flagged = np.nan_to_num(q_value, nan=1.0) <= alpha
-    # By distance from normal: ranks tie where several channels pass all calibration cells.
-    leads = np.array(list(channels))[np.argmax(np.stack(list(channels.values())), axis=0)]
-    return pd.DataFrame(
-        {
-            "score": verdict.score,
-            "p_value": verdict.p_value,
-            "q_value": q_value,
-            "is_anomaly": flagged,
-            "leading_channel": np.where(flagged, leads, ""),
-            **{f"z_{name}": score for name, score in channels.items()},
-            **{f"p_{name}": p for name, p in verdict.p_channel.items()},
-        }
-    )
 
 
 def channel_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -133,9 +56,14 @@ def channel_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def usual_cells(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Calibration cells, and query cells that were not flagged."""
+    """Normal cells, and query cells that were not flagged.
+
+    Normal are the calibration cells that were kept; those that were not flagged where cells are
+    ranked among themselves.
+    """
     query = table["split"] == "query"
-    return table[~query], table[query & ~table["is_anomaly"]]
+    unflagged = table[query & ~table["is_anomaly"]]
+    return (unflagged if query.all() else table[~query & ~table["trimmed"]]), unflagged
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -151,46 +79,111 @@ def summarise(table: pd.DataFrame, settings: dict) -> dict:
     small by construction; that of the query cells is the honest one.
     """
     normal, unflagged = usual_cells(table)
-    n, m = len(normal), int((table["split"] == "query").sum())
+    query = table[table["split"] == "query"]
+    is_ranking = bool((table["calibrated_by"] == CROSS_FITTING).all())
+    n, m = len(normal), len(query)
     per_fifth = max(1, n // DEPTH_FIFTHS)
     low, high = binom.ppf([0.001, 0.999], per_fifth, NOMINAL) / per_fifth
+    batches = sorted(set(table["calibrated_by"]) - {POOLED, CROSS_FITTING})
     summary = {
+        "is_ranking": is_ranking,
         "alpha": settings["alpha"],
         "gene_alpha": settings["gene_alpha"],
-        "n_calibration": n,
+        "guarantee": settings["guarantee"],
+        "n_calibration": 0 if is_ranking else n,
         "n_query": m,
         "n_anomalies": int(table["is_anomaly"].sum()),
-        "smallest_p": 1 / (n + 1),
-        # Benjamini-Hochberg: k cells at the smallest p pass when it is at most alpha k / m.
-        "needed_together": int(np.ceil(m / (settings["alpha"] * (n + 1)) - 1e-9)),
+        "n_trimmed": int(table["trimmed"].sum()),
+        "calibrated_by_batch": batches,
+        "n_pooled": int((query["calibrated_by"] == POOLED).sum()),
+        "smallest_p": None if is_ranking else smallest_p(table, settings),
+        "share_above_half": float((unflagged["p_value"] > 0.5).mean()) if len(unflagged) else 1.0,
         "channels": [column[2:] for column in table if column.startswith("z_")],
         "spearman_depth": spearman(normal["score"], normal["library_size"]),
         "spearman_depth_query": spearman(unflagged["score"], unflagged["library_size"]),
         "fpr_by_depth_fifth": false_positives_by_depth(normal["p_value"], normal["library_size"]),
-        "bands": {
-            "spearman_depth": max(SPEARMAN_BAND, 2.6 / np.sqrt(max(1, min(n, len(unflagged))))),
-            "fpr": [float(low), float(high)],
-            "needed_together": max(5, int(0.05 * m)),
-        },
+    }
+    # Benjamini-Hochberg: k cells at the smallest p pass when it is at most alpha k / m.
+    needed = 0 if is_ranking else m * summary["smallest_p"] / settings["alpha"]
+    summary["needed_together"] = int(np.ceil(needed - 1e-9))
+    summary["bands"] = {
+        "spearman_depth": max(SPEARMAN_BAND, 2.6 / np.sqrt(max(1, min(n, len(unflagged))))),
+        "fpr": [float(low), float(high)],
+        "needed_together": max(5, int(0.05 * m)),
     }
     return summary | {"warnings": calibration_warnings(summary)}
 
 
+def smallest_p(table: pd.DataFrame, settings: dict) -> float:
+    """The smallest p-value that a query cell can get, from the number of its calibration cells."""
+    query = table["split"] == "query"
+    normal = table[~query & ~table["trimmed"]]
+    sizes = [
+        len(normal) if name == POOLED else int((normal["calibrated_by"] == name).sum())
+        for name in table.loc[query, "calibrated_by"].unique()
+    ]
+    p = np.array([1 / (max(sizes) + 1)])
+    if settings["guarantee"] == "conditional":
+        p = conditional_p(p, max(sizes), settings["conditional_delta"])
+    return float(p[0])
+
+
 def calibration_warnings(summary: dict) -> list[str]:
     """What a reader of the report should worry about, each with its mend."""
-    found, alpha = [], summary["alpha"]
-    n, m, together = summary["n_calibration"], summary["n_query"], summary["needed_together"]
+    found = [] if summary["is_ranking"] else _warnings_of_resolution(summary)
+    if summary["is_ranking"]:
+        found.append(
+            "There is no query: every cell was scored by a model that had not seen it, and the "
+            "cells were ranked among themselves. It is a ranking, no FDR guarantee; for one bring "
+            "trusted normal cells as the reference."
+        )
+    found += _warnings_of_depth(summary)
+    if summary["n_trimmed"]:
+        found.append(
+            f"{summary['n_trimmed']} calibration cells lie far from the others and were left out "
+            "as contamination (anomaly/trimmed.tsv); look whether the reference is clean, or set "
+            "anomaly.contamination."
+        )
+    if summary["calibrated_by_batch"] and summary["n_pooled"]:
+        found.append(
+            f"{summary['n_pooled']} query cells were ranked among the calibration cells of all "
+            "batches, as their own has too few, though batches differ; bring more reference cells "
+            "of their batch."
+        )
+    if not summary["is_ranking"] and summary["share_above_half"] < SHIFTED_BELOW:
+        found.append(
+            f"Only {100 * summary['share_above_half']:.0f} % of the query cells that were not "
+            "flagged have p > 0.5, as half of normal cells would: the whole query lies apart from the reference, by "
+            "condition or by batch; bring reference cells of the same batches or more donors "
+            "(preprocess.split.by: donor) to tell the two apart."
+        )
+    if "unseen_genes" not in summary["channels"]:
+        found.append(
+            "No gene is rare enough in the reference to notice one that it never shows (a panel, "
+            "or under some 170 training cells); bring more reference cells to see such genes."
+        )
+    return found
+
+
+def _warnings_of_resolution(summary: dict) -> list[str]:
+    alpha, n, m = summary["alpha"], summary["n_calibration"], summary["n_query"]
+    together = summary["needed_together"]
     mend = "bring more reference cells or raise preprocess.split.calibration."
     if together > m:
-        found.append(
+        return [
             f"{n} calibration cells are too few to flag any of {m} query cells at FDR {alpha:g}; "
             f"{mend}"
-        )
-    elif together > summary["bands"]["needed_together"]:
-        found.append(
+        ]
+    if together > summary["bands"]["needed_together"]:
+        return [
             f"With {n} calibration cells no cell is flagged at FDR {alpha:g} unless at least "
             f"{together} of {m} query cells are odder than all of them; {mend}"
-        )
+        ]
+    return []
+
+
+def _warnings_of_depth(summary: dict) -> list[str]:
+    found = []
     for name, cells in (("spearman_depth", "normal"), ("spearman_depth_query", "unflagged query")):
         if abs(summary[name]) > summary["bands"]["spearman_depth"]:
             found.append(
@@ -200,64 +193,67 @@ def calibration_warnings(summary: dict) -> list[str]:
             )
     low, high = summary["bands"]["fpr"]
     for fifth, rate in enumerate(summary["fpr_by_depth_fifth"], start=1):
-        if not low <= rate <= high:
+        if not low <= rate <= high and not summary["is_ranking"]:
             found.append(
                 f"In depth fifth {fifth} of {DEPTH_FIFTHS} {100 * rate:.0f} % of normal cells have "
                 f"p <= {NOMINAL:g} where 5 % are expected; read hits of that depth with care."
             )
-    if "unseen_genes" not in summary["channels"]:
-        found.append(
-            "No gene is rare enough in the reference to notice one that it never shows (a panel, "
-            "or under some 170 training cells); bring more reference cells to see such genes."
-        )
     return found
+
+
+def read_fits(files, folds: list[int | None]) -> list[tuple[VAE, Cells]]:
+    """Each scoring model with all cells, those that it scores as its query."""
+    fits = []
+    paths = zip(files.weights, files.descriptions, files.latents, folds, strict=True)
+    for weights, description, latent, fold in paths:
+        model, content = load_model(weights, description)
+        cells = read_cells(files.counts, files.library_size, latent, content, fold)
+        fits.append((model, cells))
+    return fits
+
+
+def elbo_of(fits: list[tuple[VAE, Cells]], device) -> pd.Series:
+    """The ELBO of each calibration and query cell under the model that scores it, by cell_id."""
+    found = []
+    for model, cells in fits:
+        scored = cells.of("calibration", "query")
+        elbo = cell_elbo(model, scored.data, device, at=scored.posterior).of_cells
+        found.append(pd.Series(elbo, index=scored.obs.index))
+    return pd.concat(found)
 
 
 if __name__ == "__main__":
     with job(snakemake) as log:
-        settings, output = snakemake.params.settings, snakemake.output
+        params, output = snakemake.params, snakemake.output
+        settings = params.settings
         torch.set_num_threads(snakemake.threads)
-        device = device_or_error(snakemake.params.device)
-        model, description = load_model(snakemake.input.weights, snakemake.input.description)
-        cells = Cells(
-            snakemake.input.counts,
-            snakemake.input.library_size,
-            snakemake.input.latent,
-            description,
-        )
-        held_out = cells.of("validation", "calibration", "query")
-        split = cells.split[held_out]
-        raw = raw_channels(model, cells, held_out, settings, snakemake.params.seed, device)
-        standardised = standardise(raw, np.log(cells.size[held_out]), split != "query")
-        # Validation cells chose the stopping point, so they help to set the scale but not to rank.
-        ranked = split != "validation"
-        scored = held_out[ranked]
-        verdict = judge_cells(
-            {name: score[ranked] for name, score in standardised.items()},
-            split[ranked] == "query",
-            np.log(cells.size[scored]),
-            settings["alpha"],
-        )
-        at = cells.posterior.take(scored)
-        elbo = cell_elbo(model, cells.model_data(scored), device, at=at).of_cells
+        device = device_or_error(params.device)
+        fits = read_fits(snakemake.input, params.folds)
+        model, cells = fits[0]
+        is_cross_fitted = params.folds[0] is not None
+        if is_cross_fitted:
+            verdict = detect_cross_fitted(fits, settings, params.seed, device)
+        else:
+            held_out = cells.of("validation", "calibration", "query")
+            verdict = detect(model, cells.of("train"), held_out, settings, params.seed, device)
+        # Cells in the order of counts.h5ad, whatever the order of the folds.
+        order = cells.obs.index[cells.obs.index.isin(verdict.index)]
+        verdict = verdict.loc[order]
+        scored = cells.take(cells.obs.index.get_indexer(order))
         table = pd.DataFrame(
             {
-                "cell_id": cells.obs.index.to_numpy()[scored],
-                "sample": cells.obs["sample"].astype(str).to_numpy()[scored],
-                "role": cells.obs["role"].astype(str).to_numpy()[scored],
-                "split": cells.split[scored],
-                "library_size": cells.size[scored],
+                "cell_id": order.to_numpy(),
+                "sample": scored.obs["sample"].astype(str).to_numpy(),
+                "role": scored.obs["role"].astype(str).to_numpy(),
+                "split": "query" if is_cross_fitted else scored.split,
+                "library_size": scored.size,
             }
         )
-        table = pd.concat([table, verdict], axis=1).assign(elbo=elbo)
-        flagged = scored[table["is_anomaly"].to_numpy()]
-        hits = gene_hits(model, cells, flagged, settings["gene_alpha"], device)
+        table = pd.concat([table, verdict.reset_index(drop=True)], axis=1)
+        table["elbo"] = elbo_of(fits, device).loc[order].to_numpy()
         summary = summarise(table, settings)
         write_parquet(table, output.cells)
-        columns = ["cell_id", "sample", "score", "p_value", "q_value", "is_anomaly"]
-        write_tsv(table.loc[table["split"] == "query", columns], output.cells_tsv)
-        write_parquet(hits, output.genes)
-        write_tsv(hits, output.genes_tsv)
+        write_tsv(table.loc[table["trimmed"], TRIMMED], output.trimmed)
         write_tsv(channel_table(table), output.channels)
         write_json(summary, output.summary)
         log.info(

@@ -5,7 +5,6 @@ at the role: a normal query cell is then treated exactly as a normal reference c
 conformal p-values later lean on (exchangeability).
 """
 
-import re
 from dataclasses import dataclass
 
 import anndata
@@ -13,19 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from gene_sets import GENE_SETS
 from job import InputError, job, write_h5ad, write_json, write_parquet, write_tsv
 
-# Barnyard references put the genome's name before the gene's: GRCh38_MT-ND1, mm10___mt-Nd1.
-GENOME = r"^(?:[A-Z0-9.]+_+)?"
-GENE_SETS = {
-    # R's make.names turns MT-ND1 into MT.ND1.
-    "pct_mito": re.compile(GENOME + r"MT[-.]", re.IGNORECASE),
-    # Not the S6 kinases (RPS6KA1) nor the binding protein RPS19BP1.
-    "pct_ribo": re.compile(GENOME + r"RP(?:[SL](?!6K|19BP)\d|LP\d|SA$)", re.IGNORECASE),
-    # Haemoglobin subunits of man, mouse (Hba-a1, Hbb-bs) and rat, whole names only: HBP1, HBEGF
-    # and HBS1L are other proteins.
-    "pct_hb": re.compile(GENOME + r"HB(?:[AB](?:\d|-\w+)?|D|E\d|G\d|M|Q\d[AB]?|Z)$", re.IGNORECASE),
-}
 QUANTITIES = ["total_counts", "n_genes", *GENE_SETS]
 
 # The config's key for each bound.

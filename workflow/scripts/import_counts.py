@@ -20,7 +20,7 @@ COVARIATES = ("batch", "donor", "condition")
 PIPELINE_COLUMNS = (
     *("sample", "role", *COVARIATES, "cell", "cell_id", "split"),
     *("total_counts", "n_genes", "pct_mito", "pct_ribo", "pct_hb", "library_size", "log_offset"),
-    *("score", "p_value", "q_value", "is_anomaly", "_index"),
+    *("score", "p_value", "q_value", "is_anomaly", "fold", "_index"),
 )
 FROM_OBS = "obs:"
 

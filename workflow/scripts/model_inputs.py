@@ -49,8 +49,28 @@ def read_library_size(path: str, cell_ids: pd.Index) -> pd.DataFrame:
     return sizes
 
 
-def read_model_inputs(counts: str, library_size: str) -> ModelInputs:
-    """Read preprocess/counts.h5ad and library_size/library_size.parquet."""
+def hold_out(
+    cells: pd.DataFrame, fold: int | None = None, held: np.ndarray | None = None
+) -> pd.DataFrame:
+    """obs with the cells that a model must not be trained on taken out of their splits.
+
+    Those of a ``fold`` become the query, those named ``held`` (cell_id) become the split held.
+    """
+    split = cells["split"].astype(str).to_numpy(dtype=object)
+    if fold is not None:
+        split[(cells["fold"] == fold).to_numpy()] = "query"
+    if held is not None:
+        split[cells.index.isin(held)] = "held"
+    return cells.assign(split=split)
+
+
+def read_model_inputs(
+    counts: str, library_size: str, fold: int | None = None, held: str = ""
+) -> ModelInputs:
+    """Read preprocess/counts.h5ad and library_size/library_size.parquet.
+
+    ``fold`` and ``held``, a table of cell_id, are not for training (:func:`hold_out`).
+    """
     adata = ad.read_h5ad(counts)
     selected = np.flatnonzero(adata.var["selected"].to_numpy())
     sizes = read_library_size(library_size, adata.obs_names)
@@ -59,7 +79,7 @@ def read_model_inputs(counts: str, library_size: str) -> ModelInputs:
             sp.csr_matrix(adata.X)[:, selected], sizes["log_offset"].to_numpy(np.float64)
         ),
         genes=adata.var_names[selected].tolist(),
-        cells=adata.obs,
+        cells=hold_out(adata.obs, fold, pd.read_parquet(held)["cell_id"] if held else None),
     )
 
 
@@ -74,9 +94,10 @@ def read_model(weights: str, description: str, inputs: ModelInputs) -> tuple[VAE
     return model, inputs.with_design(Design(**content["design"]))
 
 
-def read_fit(files) -> tuple[VAE, ModelInputs]:
+def read_fit(files, fold: int | None = None) -> tuple[VAE, ModelInputs]:
     """The model and the cells that a rule's input ``files`` name."""
-    inputs = read_model_inputs(files.counts, files.library_size)
+    held = files.get("held") or ""
+    inputs = read_model_inputs(files.counts, files.library_size, fold, held)
     return read_model(files.weights, files.description, inputs)
 
 

@@ -99,7 +99,7 @@ if __name__ == "__main__":
         params, settings = snakemake.params, snakemake.params.settings
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        model, inputs = read_fit(snakemake.input)
+        model, inputs = read_fit(snakemake.input, params.fold)
         design = Design(**read_json(snakemake.input.description)["design"])
         validation = inputs.split("validation")
         evidence = gather_evidence(model, validation, device)

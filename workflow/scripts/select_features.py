@@ -17,7 +17,7 @@ from scipy import sparse
 
 from job import InputError, job, write_h5ad, write_json, write_tsv
 from join_samples import join_samples
-from splits import labels, split_cells
+from splits import fold_cells, labels, split_cells
 
 # A variance from fewer cells is noise; smaller batches vote together.
 MIN_BATCH_CELLS = 50
@@ -203,14 +203,26 @@ def keep_seen(counts: anndata.AnnData, min_cells: int) -> tuple[anndata.AnnData,
 
 
 def select_features(
-    samples: list[anndata.AnnData], gene_list: str | None, settings: dict, split: dict, seed: int
+    samples: list[anndata.AnnData],
+    gene_list: str | None,
+    settings: dict,
+    split: dict,
+    n_folds: int,
+    seed: int,
 ) -> tuple[anndata.AnnData, dict]:
-    """Join, choose, split: the matrix with obs.split and var.selected, and its summary."""
+    """Join, choose, split: the matrix with obs.split and var.selected, and its summary.
+
+    ``n_folds``: 0, or without a query the number of folds, then in obs.fold.
+    """
     joined, lost, warnings = join_samples(samples)
     counts, more = keep_seen(joined, settings["min_cells"])
     warnings += more
-    counts.obs["split"], split_by, more = split_cells(counts.obs, split, seed)
-    warnings += more
+    if n_folds:
+        counts.obs["split"], fold, split_by = fold_cells(counts.obs, split, n_folds, seed)
+        counts.obs["fold"] = fold
+    else:
+        counts.obs["split"], split_by, more = split_cells(counts.obs, split, seed)
+        warnings += more
     variable, method, more = select_variable(
         counts, settings["n_features"], settings["batch_aware"]
     )
@@ -224,7 +236,7 @@ def select_features(
     counts.var["selected_by"] = [by[pair] for pair in zip(variable, listed, strict=True)]
     warnings += _without_selected(counts)
 
-    order = ["cell", "sample", "role", "split"]
+    order = ["cell", "sample", "role", "split", *(["fold"] if n_folds else [])]
     counts.obs = counts.obs[order + [c for c in counts.obs if c not in order]]
     summary = {
         "n_cells": counts.n_obs,
@@ -262,6 +274,7 @@ if __name__ == "__main__":
             snakemake.input.get("gene_list") or None,
             snakemake.params.settings,
             snakemake.params.split,
+            snakemake.params.n_folds,
             snakemake.params.seed,
         )
         splits = counts.obs.groupby(["sample", "role", "split"], sort=True, observed=True).size()

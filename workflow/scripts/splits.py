@@ -21,7 +21,7 @@ N_DRAWS, TOLERANCE = 500, 0.02
 
 
 def split_cells(obs: pd.DataFrame, settings: dict, seed: int) -> tuple[np.ndarray, str, list[str]]:
-    """The split of each cell.
+    """The split of each cell, where there is a query.
 
     Parameters
     ----------
@@ -48,15 +48,54 @@ def split_cells(obs: pd.DataFrame, settings: dict, seed: int) -> tuple[np.ndarra
     if reference.all():
         raise InputError(
             "sample table: no query cells are left; give role query to the cells to be scored "
-            "(role may be obs:COLUMN where one file holds both)"
+            "(role may be obs:COLUMN where one file holds both), or role reference to every sample "
+            "to rank all cells among themselves"
         )
     by = _unit(obs[reference], settings)
     fractions = (settings["validation"], settings["calibration"])
     part = _split_by_donor if by == "donor" else _split_by_cell
     split = np.full(len(obs), "query", dtype=object)
     split[reference] = part(obs[reference], *fractions, seed)
-    _refuse_small(split, by)
+    _refuse_small(split, by, MIN_CELLS)
     return split, by, _warnings(obs, reference, by)
+
+
+def fold_cells(
+    obs: pd.DataFrame, settings: dict, n_folds: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Without a query: train or validation, and the fold of each cell, 1 to ``n_folds``.
+
+    The model of a fold is trained on the training and stopped by the validation cells of all other
+    folds. Whole donors go to one fold where the settings ask for it and there are enough.
+
+    Returns
+    -------
+    split: (cells,) of train, validation. fold: (cells,) int. by: "donor" or "cell".
+
+    Raises
+    ------
+    InputError: too few cells for so many folds.
+    """
+    by = _unit(obs, settings, least=n_folds)
+    share = settings["validation"]
+    split = np.full(len(obs), "train", dtype=object)
+    names = zip(labels(obs, "sample"), labels(obs, "cell"), strict=True)
+    order = np.argsort([_draw(seed, *pair) for pair in names], kind="stable")
+    split[order[_systematic(len(order), share)]] = "validation"
+    if by == "donor":
+        donors, donor_of_cell = np.unique(labels(obs, "donor"), return_inverse=True)
+        sizes = np.bincount(donor_of_cell) / len(obs)
+        shuffled = np.random.default_rng(seed).permutation(len(donors))
+        fold = _fill(shuffled, sizes, np.full(n_folds, 1.0 / n_folds))[0][donor_of_cell] + 1
+    else:
+        fold = np.empty(len(obs), dtype=int)
+        # Apart from the validation cells, which are every so manieth of the same order.
+        for name in ("train", "validation"):
+            members = order[split[order] == name]
+            fold[members] = np.arange(len(members)) % n_folds + 1
+    for held in range(1, n_folds + 1):
+        _refuse_small(split[fold != held], by, {name: MIN_CELLS[name] for name in set(split)})
+    return split, fold, by
 
 
 def labels(obs: pd.DataFrame, column: str) -> np.ndarray:
@@ -67,7 +106,8 @@ def labels(obs: pd.DataFrame, column: str) -> np.ndarray:
     return values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
 
 
-def _unit(reference: pd.DataFrame, settings: dict) -> str:
+def _unit(reference: pd.DataFrame, settings: dict, least: int = 3) -> str:
+    """donor or cell; by donor needs at least so many donors."""
     donors = labels(reference, "donor")
     n_donors, n_without = len(set(donors) - {""}), int((donors == "").sum())
     if settings["by"] == "donor":
@@ -76,13 +116,14 @@ def _unit(reference: pd.DataFrame, settings: dict) -> str:
                 f"preprocess.split.by is donor, but {n_without} of {len(reference)} reference "
                 "cells have no donor; fill the column donor of the sample table or set by: cell"
             )
-        if n_donors < 3:
+        if n_donors < least:
+            parts = "train, validation and calibration" if least == 3 else f"the {least} folds"
             raise InputError(
                 f"preprocess.split.by is donor, but the reference has {n_donors} donor(s) and each "
-                "of train, validation and calibration needs one; set by: cell"
+                f"of {parts} needs one; set by: cell"
             )
         return "donor"
-    enough = n_donors >= max(settings["min_donors"], 3) and not n_without
+    enough = n_donors >= max(settings["min_donors"], least) and not n_without
     return "donor" if settings["by"] == "auto" and enough else "cell"
 
 
@@ -145,8 +186,8 @@ def _fill(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> tuple[np.
     return split, float(np.abs(missing).max())
 
 
-def _refuse_small(split: np.ndarray, by: str) -> None:
-    for name, least in MIN_CELLS.items():
+def _refuse_small(split: np.ndarray, by: str, at_least: dict[str, int]) -> None:
+    for name, least in at_least.items():
         n = int((split == name).sum())
         if n < least:
             hint = " or split by cell (preprocess.split.by)" if by == "donor" else ""

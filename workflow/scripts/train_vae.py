@@ -221,7 +221,12 @@ if __name__ == "__main__":
         settings = dict(params.settings)
         if snakemake.input.get("choice"):
             settings["likelihood"] = read_json(snakemake.input.choice)["chosen"]
-        inputs = read_model_inputs(snakemake.input.counts, snakemake.input.library_size)
+        inputs = read_model_inputs(
+            snakemake.input.counts,
+            snakemake.input.library_size,
+            params.fold,
+            snakemake.input.get("held") or "",
+        )
         design = make_design(inputs.cells, settings)
         inputs = inputs.with_design(design)
         plan = training_plan(settings, params.seed)

@@ -1,0 +1,106 @@
+"""Figure patterns: which genes it shows, what its source data say, and runs with little to show."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from figure_style import save_figure
+from plot_patterns import MOST_GENES, chosen_genes, draw, residual_table
+
+
+def tables(sizes=(8, 4), alone=3, samples=("S1", "S2")):
+    """The tables of a run with patterns of so many cells and ``alone`` cells in none."""
+    names = [f"P{k}" for k in range(1, len(sizes) + 1)]
+    patterns = pd.DataFrame({"pattern": names, "n_cells": sizes, "nearest_reference": "CD4 T"})
+    markers = pd.DataFrame(
+        [
+            (name, f"{name}{side}{g}", side)
+            for name in names
+            for side, n in (("up", 12), ("down", 5))
+            for g in range(n)
+        ],
+        columns=["pattern", "gene", "direction"],
+    )
+    residuals = pd.DataFrame(
+        [
+            (name, gene, 5.0 * (own == name) * (1 if side == "up" else -1))
+            for name in names
+            for own, gene, side in markers.itertuples(index=False)
+        ],
+        columns=["pattern", "gene", "mean_residual"],
+    )
+    of = [*np.repeat(names, sizes), *[""] * alone]
+    cells = pd.DataFrame({"pattern": of, "sample": np.resize(samples, len(of))}, dtype=object)
+    cells["technical_cause"] = "none found"
+    cells.loc[cells["pattern"] == "", "technical_cause"] = "doublet of B and T; mitochondrial"
+    named = cells.assign(pattern=cells["pattern"].replace("", "no pattern"))
+    counted = named.groupby(["pattern", "sample"]).size().rename("n_cells").reset_index()
+    return patterns, markers, residuals, counted, cells
+
+
+def test_each_pattern_brings_its_first_markers_up_and_down():
+    _, markers, *_ = tables()
+    genes = chosen_genes(markers, ["P1", "P2"])
+    assert genes[:7] == [f"P1up{g}" for g in range(7)]
+    assert genes[7:10] == [f"P1down{g}" for g in range(3)]
+    assert genes[10] == "P2up0"
+    shared = markers.assign(gene=markers["gene"].str[2:])
+    assert chosen_genes(shared, ["P1", "P2"]) == [gene[2:] for gene in genes[:10]]
+
+
+def test_many_patterns_still_fit():
+    _, markers, *_ = tables(sizes=(3,) * 20)
+    genes = chosen_genes(markers, [f"P{k}" for k in range(1, 21)])
+    assert len(genes) <= MOST_GENES
+    assert {gene.split("up")[0] for gene in genes if "up" in gene} == {
+        f"P{k}" for k in range(1, 21)
+    }
+
+
+def test_source_data_hold_what_is_drawn():
+    patterns, markers, residuals, sizes, cells = tables()
+    _, data = draw(patterns, markers, residuals, sizes, cells)
+    a = data[data["panel"] == "a"].set_index(["pattern", "gene"])["mean_residual"]
+    assert a["P1", "P1up0"] == 5.0
+    assert a["P2", "P1up0"] == 0.0
+    b = data[data["panel"] == "b"]
+    assert b.groupby("pattern")["n_cells"].sum().to_dict() == {"P1": 8, "P2": 4, "no pattern": 3}
+    c = data[data["panel"] == "c"].set_index(["pattern", "cause"])["share"]
+    assert c["no pattern", "doublet"] == 1.0
+    assert c["no pattern", "mitochondrial"] == 1.0
+    assert c["P1", "none found"] == 1.0
+    assert c["P1", "doublet"] == 0.0
+
+
+def test_the_heatmap_has_the_patterns_as_rows():
+    residuals = tables()[2]
+    table = residual_table(residuals, ["P2", "P1"], ["P1up0", "not there"])
+    assert table.loc["P1", "P1up0"] == 5.0
+    assert table["not there"].isna().all()
+    assert list(table.index) == ["P2", "P1"]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"sizes": (), "alone": 0},
+        {"sizes": (), "alone": 2},
+        {"sizes": (5,), "alone": 0},
+        {"sizes": (3,) * 30, "samples": [f"a long sample name {i}" for i in range(40)]},
+    ],
+)
+def test_every_run_has_a_figure_of_two_columns(shape, tmp_path):
+    kinds = {"pdf": "pdf", "svg": "svg", "png": "png", "table": "tsv"}
+    paths = {kind: tmp_path / f"patterns.{end}" for kind, end in kinds.items()}
+    save_figure(*draw(*tables(**shape)), SimpleNamespace(**paths))
+    box = re.search(rb"/MediaBox \[([^\]]*)\]", paths["pdf"].read_bytes())[1].split()
+    assert float(box[2]) * 25.4 / 72 == pytest.approx(183, abs=0.1)
+    with Image.open(paths["png"]) as image:
+        assert image.height / 300 * 25.4 < 450
+    first = {kind: path.read_bytes() for kind, path in paths.items()}
+    save_figure(*draw(*tables(**shape)), SimpleNamespace(**paths))
+    assert {kind: path.read_bytes() for kind, path in paths.items()} == first

@@ -1,0 +1,261 @@
+"""The rule score_genes: hits, the full table, outliers a sample, and its check on normal cells."""
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy import sparse, stats
+
+import score_genes
+from detect_anomalies import read_fits
+from job import read_json
+from model_jobs import embed, train
+from omics_vae.inference import decoded
+from run_script import Named, run_script
+from score_genes import (
+    HIT_COLUMNS,
+    check_on_normal,
+    gene_blocks,
+    gene_warnings,
+    held_out_theta,
+)
+from simulated_counts import CPU, N_SELECTED, SPLITS, small_run
+
+SPIKED = [f"cell{i}" for i in range(408, 420)]
+QUERY = [f"cell{i}" for i in range(360, 420)]
+WRITTEN = {
+    "genes_tsv": "genes.tsv",
+    "genes": "genes.parquet",
+    "full": "genes_all.parquet",
+    "outliers": "outliers.tsv",
+    "summary": "summary.json",
+}
+LONGER = {"max_steps": 200, "checkpoint_seconds": 1e9}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A trained run of which the last 12 query cells, the flagged ones, have two genes too much."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("inputs")
+    paths = small_run(folder, spike=True)
+    model = train(tmp_path_factory.mktemp("train"), paths, **LONGER)
+    latent = embed(tmp_path_factory.mktemp("embed"), paths, model)
+    verdict = pd.DataFrame(
+        {
+            "cell_id": [f"cell{i}" for i in range(260, 420)],
+            "sample": "S1",
+            "split": np.repeat(["calibration", "query"], [100, 60]),
+        }
+    ).assign(is_anomaly=lambda table: table["cell_id"].isin(SPIKED))
+    verdict.to_parquet(folder / "cells.parquet")
+    return Named(
+        paths
+        | {
+            "weights": [str(model["weights"])],
+            "descriptions": [str(model["description"])],
+            "latents": [str(latent)],
+            "cells": str(folder / "cells.parquet"),
+        }
+    )
+
+
+@pytest.fixture
+def run(inputs, tmp_path):
+    """score_genes with some settings changed."""
+
+    def _run(observations="cells", **changed):
+        settings = {"alpha": 0.05, "full_table": "query"} | changed
+        params = {
+            **{"settings": settings, "observations": observations},
+            **{"folds": [None], "seed": 1, "device": "cpu"},
+        }
+        return run_script("score_genes", tmp_path, inputs, WRITTEN, params)
+
+    return _run
+
+
+@pytest.fixture(scope="module")
+def fits(inputs):
+    return read_fits(inputs, [None])
+
+
+def block_of(model, cells, rates=None, shift=None) -> dict:
+    rates = np.full(len(cells.genes), 1e-4) if rates is None else rates
+    (block,) = gene_blocks(model, cells, rates, shift, CPU)
+    return block
+
+
+def test_the_genes_of_flagged_cells_are_named(run):
+    written = run()
+    hits = pd.read_parquet(written["genes"])
+    assert list(hits.columns) == HIT_COLUMNS
+    assert set(hits["cell_id"]) == set(SPIKED), "unflagged cells are not explained"
+    for _, of_cell in hits.groupby("cell_id"):
+        of_cell = of_cell.set_index("gene")
+        assert of_cell.loc[["G3", "G55"], "null"].tolist() == ["model", "pooled"]
+        assert (of_cell.loc[["G3", "G55"], "direction"] == "up").all()
+        assert (of_cell.loc[["G3", "G55"], "observed"] >= 1000).all()
+        assert of_cell["p_value"].is_monotonic_increasing
+    assert (hits["q_value"] <= 0.05).all() and (hits["q_value"] >= hits["p_value"]).all()
+    np.testing.assert_array_equal(hits["z_score"] > 0, hits["direction"] == "up")
+    text = pd.read_csv(written["genes_tsv"], sep="\t")
+    np.testing.assert_allclose(text["log10_p"], hits["log10_p"], rtol=1e-8)
+
+
+def test_the_full_table_has_every_gene_of_the_model_and_agrees_with_the_hits(run):
+    written = run()
+    full = pd.read_parquet(written["full"])
+    assert len(full) == SPLITS["query"] * N_SELECTED
+    assert list(full["cell_id"].unique()) == QUERY
+    assert list(full["gene"][:N_SELECTED]) == [f"G{g}" for g in range(N_SELECTED)]
+    stored = pq.ParquetFile(written["full"])
+    assert str(stored.schema_arrow.field("gene").type).startswith("dictionary")
+    assert stored.schema_arrow.field("expected").type == "float"
+    hits = pd.read_parquet(written["genes"])
+    both = hits.merge(full, on=["cell_id", "gene"], suffixes=("", "_full"))
+    assert len(both) == (hits["null"] == "model").sum() > 0
+    for name in ("observed", "expected", "log2_fold_change", "z_score", "p_value", "q_value"):
+        np.testing.assert_allclose(both[f"{name}_full"], both[name], rtol=1e-6)
+    again = full[full["cell_id"].isin(SPIKED) & (full["q_value"] <= 0.05)]
+    assert len(again) == len(both)
+
+
+@pytest.mark.parametrize(("which", "n"), [("query", 60), ("flagged", 12), ("none", 0)])
+def test_the_full_table_is_of_whom_it_was_asked_for(run, which, n):
+    written = run(full_table=which)
+    assert pq.ParquetFile(written["full"]).metadata.num_rows == n * N_SELECTED
+    assert read_json(written["summary"])["n_rows_full_table"] == n * N_SELECTED
+    assert len(pd.read_csv(written["outliers"], sep="\t")) == 60, "whatever the full table holds"
+
+
+def test_blocks_of_cells_change_nothing(fits, monkeypatch):
+    model, cells = fits[0]
+    rates = np.full(len(cells.genes), 1e-4)
+    whole = block_of(model, cells.of("query"))
+    monkeypatch.setattr(score_genes, "BLOCK_VALUES", 7 * len(cells.genes))
+    parts = list(gene_blocks(model, cells.of("query"), rates, None, CPU))
+    assert [len(part["names"]) for part in parts] == [7] * 8 + [4]
+    for name in ("log_p", "log_q", "expected"):
+        joined = np.concatenate([part[name] for part in parts])
+        np.testing.assert_allclose(joined, whole[name], rtol=1e-5)
+
+
+def test_a_block_is_a_row_group(fits, tmp_path, monkeypatch):
+    model, cells = fits[0]
+    monkeypatch.setattr(score_genes, "BLOCK_VALUES", 20 * len(cells.genes))
+    full = score_genes.FullTable(tmp_path / "full.parquet", cells, np.array(QUERY))
+    for block in gene_blocks(model, cells.of("query"), np.full(60, 1e-4), None, CPU):
+        full.add(block)
+    full.writer.close()
+    assert pq.ParquetFile(tmp_path / "full.parquet").num_row_groups == 3
+
+
+def test_outliers_are_counted_for_every_query_cell(run):
+    table = pd.read_csv(run()["outliers"], sep="\t").set_index("cell_id")
+    assert list(table.index) == QUERY
+    assert (table["n_outlier_genes"] == table["n_up"] + table["n_down"]).all()
+    assert (table.loc[SPIKED, "n_up"] >= 2).all()
+    assert (table.loc[SPIKED, "top_gene"].isin(["G3", "G55"])).all()
+    assert (table["n_outlier_genes"].drop(SPIKED) == 0).mean() > 0.9
+    np.testing.assert_allclose(table["share"], table["n_outlier_genes"] / 60)
+
+
+def test_a_bulk_run_reports_all_samples_and_names_the_aberrant(run):
+    written = run("samples")
+    table = pd.read_csv(written["outliers"], sep="\t").set_index("cell_id")
+    hits = pd.read_parquet(written["genes"])
+    with_hits = table.index[table["n_outlier_genes"] > 0]
+    assert set(hits["cell_id"]) == set(with_hits)
+    assert set(with_hits) >= set(SPIKED)
+    assert table.loc[SPIKED, "is_aberrant"].all()
+    summary = read_json(written["summary"])
+    assert summary["n_aberrant"] == table["is_aberrant"].sum()
+    assert summary["median_theta_ratio"] > 1, "theta is 4 and its prior in the model is at 1"
+    assert any("samples are aberrant" in warning for warning in summary["warnings"])
+
+
+def test_the_same_inputs_give_the_same_bytes(run):
+    first = {name: path.read_bytes() for name, path in run().items()}
+    assert {name: path.read_bytes() for name, path in run().items()} == first
+
+
+def test_a_run_that_flags_nobody_still_writes_its_tables(run, inputs, tmp_path):
+    verdict = pd.read_parquet(inputs.cells).assign(is_anomaly=False)
+    verdict.to_parquet(tmp_path / "nobody.parquet")
+    params = {
+        "settings": {"alpha": 0.05, "full_table": "flagged"},
+        **{"observations": "cells", "folds": [None], "seed": 1, "device": "cpu"},
+    }
+    given = inputs | {"cells": str(tmp_path / "nobody.parquet")}
+    written = run_script("score_genes", tmp_path, given, WRITTEN, params)
+    assert written["genes_tsv"].read_text() == "\t".join(HIT_COLUMNS) + "\n"
+    assert len(pd.read_parquet(written["full"])) == 0
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_p_values_are_two_sided_from_both_tails_and_by_within_the_cell(fits):
+    model, cells = fits[0]
+    spiked = cells.take(np.flatnonzero(cells.obs.index.isin(SPIKED[:3])))
+    block = block_of(model, spiked)
+    (_, x, nb) = next(iter(decoded(model, spiked.data, spiked.posterior, CPU)))
+    mu, theta = nb.mean.numpy(), np.broadcast_to(np.exp(nb.log_theta.numpy()), x.shape)
+    known = stats.nbinom(theta, theta / (theta + mu))
+    p = np.minimum(1.0, 2 * np.minimum(known.cdf(x), known.sf(x - 1)))
+    of_model = np.exp(block["log_p"][:, spiked.in_model])
+    np.testing.assert_allclose(of_model, p, rtol=1e-6)
+    q = [stats.false_discovery_control(row, method="by") for row in np.exp(block["log_p"])]
+    np.testing.assert_allclose(np.exp(block["log_q"]), q, rtol=1e-9)
+    others = np.setdiff1d(np.arange(60), spiked.in_model)
+    mean = spiked.size[:, None] * 1e-4
+    p0 = stats.nbinom(1.0, 1.0 / (1.0 + mean))
+    x0 = block["observed"][:, others]
+    expected = np.minimum(1.0, 2 * np.minimum(p0.cdf(x0), p0.sf(x0 - 1)))
+    np.testing.assert_allclose(np.exp(block["log_p"][:, others]), expected, rtol=1e-6)
+
+
+def test_a_gene_that_is_missing_is_down_and_the_far_tail_keeps_its_order(fits):
+    model, cells = fits[0]
+    one = cells.take(np.flatnonzero(cells.obs.index == "cell300"))
+    counts = one.counts.tolil()
+    gene = int(np.argmax(block_of(model, one)["expected"][0, :N_SELECTED]))
+    counts[0, gene], counts[0, 7], counts[0, 8] = 0, 2_000_000, 1_000_000
+    changed = one.with_counts(sparse.csr_matrix(counts), model, CPU)
+    # The same expectation: only the counts are odd.
+    same = type(one)(**{**vars(changed), "size": one.size, "posterior": one.posterior})
+    block = block_of(model, same)
+    assert block["z_score"][0, gene] < -1
+    assert block["log2_fold_change"][0, gene] < -1
+    assert block["log_p"][0, 7] < block["log_p"][0, 8] < -300 * np.log(10)
+    assert block["z_score"][0, 7] > block["z_score"][0, 8] > 37
+
+
+def test_normal_cells_have_the_p_values_they_should(fits):
+    """Counts drawn from the fitted model itself: the ratios are 1."""
+    model, cells = fits[0]
+    normal = cells.of("calibration")
+    torch.manual_seed(0)
+    counts = normal.counts.tolil()
+    for chunk, _, nb in decoded(model, normal.data, normal.posterior, CPU):
+        counts[chunk, : len(normal.in_model)] = nb.sample().numpy()
+    drawn = type(normal)(**{**vars(normal), "counts": sparse.csr_matrix(counts).astype(np.int32)})
+    check = check_on_normal([(model, drawn)], None, 1, CPU)
+    assert check["n_tests"] == 100 * N_SELECTED
+    assert check["0.01"] == pytest.approx(1.0, abs=0.5)
+    wrong = check_on_normal([(model, drawn)], np.full(N_SELECTED, 3.0), 1, CPU)
+    assert wrong["0.01"] > 3
+
+
+def test_theta_comes_from_held_out_observations(fits):
+    shift = held_out_theta(fits, CPU)
+    model, _ = fits[0]
+    theta = np.exp(model.log_theta[0].detach().numpy() + shift)
+    assert np.median(theta) == pytest.approx(4.0, rel=0.35), "the simulated one"
+
+
+@pytest.mark.parametrize(("ratio", "n_warnings"), [(1.0, 0), (2.9, 0), (5.0, 1)])
+def test_gene_p_values_that_are_too_small_warn(ratio, n_warnings):
+    found = gene_warnings({"0.001": ratio}, pd.DataFrame({"n_outlier_genes": [0]}), "cell")
+    assert len(found) == n_warnings
+    assert all("read the gene hits as a ranking" in line for line in found)

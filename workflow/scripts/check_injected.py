@@ -1,0 +1,222 @@
+"""Put known anomalies into normal cells that no model has seen, and see what is found."""
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import false_discovery_control, spearmanr
+from sklearn.decomposition import TruncatedSVD
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from detection import detect
+from enrichment import log_profiles
+from held_cells import Cells, join_cells, read_cells
+from injection import GROUP, KINDS, Kind, as_split, put_into
+from job import InputError, job, read_json, write_json, write_parquet, write_tsv
+from model_inputs import device_or_error
+from omics_vae.anomaly import conformal_p
+from omics_vae.model import VAE, load_model
+
+INJECTED_SHARE = 0.1  # of the query of a check,
+LEAST_INJECTED = 15  # but so many where they are at most a quarter of it: below, nothing is flagged
+REPEATS = 3  # draws of cells, genes and anomalies
+# A check need not see all cells of an atlas.
+MOST_TRAINING, MOST_NORMAL = 5000, 2000
+LEAST_NORMAL = 40
+PCA_COMPONENTS = 15
+METHODS = {
+    "anomics": "this pipeline",
+    "total count": "distance of the log total count from the median of the training cells",
+    "PCA error": "what principal components of the training cells leave over",
+}
+FIT = ("weights", "description", "latent")
+MEASURES = ["auroc", "auprc", "power", "fdp", "fpr", "spearman_depth"]
+
+
+def halves(cells: Cells, rng: np.random.Generator) -> tuple[Cells, Cells]:
+    """Normal held-out cells as a calibration set and as the normal part of a query."""
+    order = rng.permutation(len(cells))[:MOST_NORMAL]
+    half = len(order) // 2
+    return as_split(cells.take(order[:half]), "calibration"), as_split(
+        cells.take(order[half:]), "query"
+    )
+
+
+def baselines(train: Cells, held_out: Cells) -> dict[str, np.ndarray]:
+    """Scores that need no model, of the held-out cells; larger is odder (cells,)."""
+    log_total = [np.log(np.asarray(cells.counts.sum(1)).ravel()) for cells in (train, held_out)]
+    # Both at one depth, that of the training cells, whatever the held-out ones are.
+    both = join_cells([train, held_out])
+    profiles = log_profiles(both.counts[:, train.in_model], both.size)
+    components = min(PCA_COMPONENTS, profiles.shape[1] - 1)
+    pca = TruncatedSVD(components, random_state=0).fit(profiles[: len(train)])
+    seen = profiles[len(train) :]
+    # |x - PCA(x)|^2 without a dense matrix: the components are orthonormal.
+    left = np.asarray(seen.multiply(seen).sum(1)).ravel() - np.square(pca.transform(seen)).sum(1)
+    return {
+        "total count": np.abs(log_total[1] - np.median(log_total[0])),
+        "PCA error": np.maximum(left, 0.0),
+    }
+
+
+def measures(
+    truth: np.ndarray, score: np.ndarray, p: np.ndarray, flagged: np.ndarray, size: np.ndarray
+) -> dict:
+    """What a method found of the anomalies ``truth`` (query cells,) bool."""
+    normal = ~truth
+    varies = np.ptp(score[normal]) > 0 and np.ptp(size[normal]) > 0
+    return {
+        "auroc": roc_auc_score(truth, score),
+        "auprc": average_precision_score(truth, score),
+        "power": float(flagged[truth].mean()),
+        "fdp": float((flagged & normal).sum() / max(1, flagged.sum())),
+        "fpr": float((p[normal] <= 0.05).mean()),
+        "spearman_depth": spearmanr(score[normal], size[normal]).statistic if varies else 0.0,
+    }
+
+
+def judge_all(
+    model: VAE, train: Cells, held_out: Cells, truth: np.ndarray, settings: dict, seed: int, device
+) -> list[dict]:
+    """A row a method; ``truth`` (held-out cells,): which are anomalies."""
+    split = held_out.split
+    query, calibration = split == "query", split == "calibration"
+    found = detect(model, train, held_out, settings, seed, device)
+    ours = found.loc[held_out.obs.index[query]]
+    verdicts = {"anomics": (ours["score"], ours["p_value"], ours["is_anomaly"])}
+    for name, score in baselines(train, held_out).items():
+        p = conformal_p(score[query], score[calibration])
+        flagged = false_discovery_control(p, method="bh") <= settings["alpha"]
+        verdicts[name] = (score[query], p, flagged)
+    return [
+        {"method": name} | measures(truth[query], *map(np.asarray, verdict), held_out.size[query])
+        for name, verdict in verdicts.items()
+    ]
+
+
+def check(
+    model: VAE, cells: Cells, normal: Cells, kind: Kind, settings: dict, seed: int, device
+) -> list[dict]:
+    """One draw of one kind of anomaly: a row a method.
+
+    ``normal``: cells that the model has not seen, neither anomalies nor of a held-out group.
+    """
+    rng = np.random.default_rng(seed)
+    train, validation = some(cells.of("train"), MOST_TRAINING, rng), cells.of("validation")
+    validation = some(validation, MOST_NORMAL, rng)
+    calibration, query = halves(normal, rng)
+    n = max(round(INJECTED_SHARE * len(query)), min(LEAST_INJECTED, len(query) // 4))
+    if kind.make is None:
+        group = as_split(some(cells.of("held"), n, rng), "query")
+        n_normal, query = len(query), join_cells([query, group])
+        is_odd = np.arange(len(query)) >= n_normal
+    else:
+        chosen = np.sort(rng.choice(len(query), n, replace=False))
+        query = put_into(kind, query, chosen, model, device, rng)
+        is_odd = np.isin(np.arange(len(query)), chosen)
+    held_out = join_cells([validation, calibration, query])
+    truth = np.concatenate([np.zeros(len(held_out) - len(query), dtype=bool), is_odd])
+    rows = judge_all(model, train, held_out, truth, settings, seed, device)
+    counts = {"n_injected": int(is_odd.sum()), "n_normal": int((~is_odd).sum())}
+    return [{"kind": kind.kind, "strength": kind.strength} | counts | row for row in rows]
+
+
+def some(cells: Cells, at_most: int, rng: np.random.Generator) -> Cells:
+    """At most so many of the cells, in their order."""
+    if len(cells) <= at_most:
+        return cells
+    return cells.take(np.sort(rng.choice(len(cells), at_most, replace=False)))
+
+
+def average(draws: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the draws of each kind, strength and method; and the spread of the AUROC."""
+    keys = ["kind", "strength", "method"]
+    grouped = draws.groupby(keys, sort=False)
+    table = grouped[["n_injected", "n_normal", *MEASURES]].mean().reset_index()
+    table["auroc_sd"] = grouped["auroc"].std(ddof=1).to_numpy()
+    return table.astype({"n_injected": int, "n_normal": int})
+
+
+def check_warnings(table: pd.DataFrame, alpha: float) -> list[str]:
+    """What a reader of the report should worry about, each with its mend."""
+    ours = table[table["method"] == "anomics"]
+    found = []
+    fdp = float(ours["fdp"].mean())
+    # Over so many draws of few anomalies the mean still wanders by some percent.
+    if fdp > 1.5 * alpha:
+        found.append(
+            f"On injected anomalies {100 * fdp:.0f} % of what was flagged was normal, at a nominal "
+            f"{100 * alpha:.0f} %; bring more reference cells, or set anomaly.guarantee: "
+            "conditional."
+        )
+    unseen = ours[(ours["kind"] == "group") & (ours["auroc"] < 0.8)]
+    if len(unseen):
+        found.append(
+            "A group of reference cells that was held out of the training ranks only "
+            f"{unseen['auroc'].iloc[0]:.2f} (AUROC) against the others, so a new cell type like it "
+            "would be missed; raise preprocess.select_features.n_features or bring more cells."
+        )
+    return found
+
+
+def one(files: str | list[str]) -> str:
+    """The path of an input that is a file or a list of one."""
+    return files if isinstance(files, str) else files[0]
+
+
+if __name__ == "__main__":
+    with job(snakemake) as log:
+        params, files = snakemake.params, snakemake.input
+        torch.set_num_threads(snakemake.threads)
+        device = device_or_error(params.device)
+
+        def fit(name: str, held: np.ndarray | None = None) -> tuple[VAE, Cells]:
+            # An input that only some runs have is a list of one.
+            path = {what: one(files[f"{name}_{what}"]) for what in FIT}
+            model, content = load_model(path["weights"], path["description"])
+            paths = files.counts, files.library_size, path["latent"]
+            return model, read_cells(*paths, content, params.fold, held)
+
+        model, cells = fit("fit")
+        unseen = cells.of("query" if params.fold else "calibration")
+        if len(unseen) < LEAST_NORMAL:
+            raise InputError(
+                f"check: {len(unseen)} cells that the model has not seen, {LEAST_NORMAL} are "
+                "needed; raise preprocess.split.calibration or set check.injected: false"
+            )
+        jobs = [(kind, model, cells, unseen) for kind in KINDS]
+        held = pd.read_parquet(one(files.group))["cell_id"].to_numpy() if files.group else None
+        if held is not None and len(held):
+            other, known = fit("group", held)
+            rest = known.of("query" if params.fold else "calibration")
+            jobs.append((GROUP, other, known, rest))
+        rows = []
+        for kind, by, of, normal in jobs:
+            for repeat in range(REPEATS):
+                seed = params.seed + repeat
+                drawn = check(by, of, normal, kind, params.settings, seed, device)
+                rows += [{"repeat": repeat + 1} | row for row in drawn]
+        draws = pd.DataFrame(rows)
+        table = average(draws)
+        ours = table[table["method"] == "anomics"]
+        group = read_json(one(files.group_summary)) if files.group_summary else None
+        summary = {
+            "alpha": params.settings["alpha"],
+            "repeats": REPEATS,
+            "injected_share": INJECTED_SHARE,
+            "n_normal": len(unseen),
+            "mean_fdp": float(ours["fdp"].mean()),
+            "mean_power": float(ours["power"].mean()),
+            "mean_fpr": float(ours["fpr"].mean()),
+            "held_out_group": group,
+            "methods": METHODS,
+        }
+        warnings = check_warnings(table, params.settings["alpha"])
+        write_parquet(draws, snakemake.output.draws)
+        write_tsv(table, snakemake.output.table)
+        write_json(summary | {"warnings": warnings}, snakemake.output.summary)
+        log.info(
+            "check_injected: mean power %.2f, realised FDP %.2f at FDR %g",
+            summary["mean_power"],
+            summary["mean_fdp"],
+            summary["alpha"],
+        )

@@ -1,0 +1,165 @@
+"""How probably each scored cell is a doublet, and of which two groups of reference cells.
+
+Doublets are simulated from reference cells; a classifier tells them from single cells by latent
+place and by the genes of their neighbours, and is calibrated on cells that it has not seen. What
+fits no doublet of the reference, as a cell of a novel type does not, is not called one.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+
+from doublet_model import fit_doublets
+from doublets import Doublets
+from held_cells import Cells, read_cells
+from job import job, write_json, write_parquet
+from model_inputs import device_or_error
+from omics_vae.model import load_model
+from reference_groups import reference_groups
+
+MAX_REFERENCE = 5000  # a classifier of a few dozen coefficients gains nothing from more
+BINS = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+LIKELY = 0.5
+FEW_UNSEEN = 50
+WEAK_AUROC = 0.65
+TOO_MANY = 3.0  # times the rate
+
+
+def choose_reference(cells: Cells, seed: int) -> tuple[Cells, np.ndarray]:
+    """Training and validation cells in the order of their names, at most MAX_REFERENCE.
+
+    And the name of the group that each is of.
+    """
+    reference = cells.of("train", "validation")
+    found = reference_groups(reference.latent, reference.obs, seed)
+    code = np.where(found.code < 0, found.nearest(reference.latent), found.code)
+    chosen = np.argsort(reference.obs.index.to_numpy(), kind="stable")
+    if len(chosen) > MAX_REFERENCE:
+        rng = np.random.default_rng(seed)
+        chosen = chosen[np.sort(rng.choice(len(chosen), MAX_REFERENCE, replace=False))]
+    return reference.take(chosen), np.array(found.names, dtype=object)[code[chosen]]
+
+
+def parents(groups: np.ndarray, doublets: Doublets, near: np.ndarray) -> pd.DataFrame:
+    """parent_1 and parent_2 of each cell: the commonest pair of groups among its near doublets.
+
+    ``groups`` (reference cells,); ``near`` (cells, neighbours) positions among ``doublets``. Within
+    a pair the name that sorts first stands first, as it does where two pairs are equally common.
+    """
+    pair = np.sort(np.column_stack([groups[doublets.first], groups[doublets.second]]), axis=1)
+    pairs, code = np.unique(pair.astype(str), axis=0, return_inverse=True)
+    votes = np.zeros((len(near), len(pairs)), dtype=np.int64)
+    np.add.at(votes, (np.arange(len(near))[:, None], code.ravel()[near]), 1)
+    return pd.DataFrame(pairs[votes.argmax(1)], columns=["parent_1", "parent_2"])
+
+
+def reliability(held_out: pd.DataFrame) -> list[dict]:
+    """Mean probability and realised share of doublets in each bin of probability, weighted."""
+    rows = []
+    bins = np.digitize(held_out["probability"], BINS[1:-1])
+    for k, (low, high) in enumerate(pairwise(BINS)):
+        part = held_out[bins == k]
+        if len(part):
+            mean = {
+                "predicted": np.average(part["probability"], weights=part["weight"]),
+                "realised": np.average(part["is_doublet"], weights=part["weight"]),
+            }
+            means = {name: float(value) for name, value in mean.items()}
+            rows.append({"from": low, "to": high, "n": len(part), **means})
+    return rows
+
+
+def summarise(
+    table: pd.DataFrame, held_out: pd.DataFrame, groups: np.ndarray, doublets: Doublets, rate: float
+) -> dict:
+    """Numbers of summary.json. ``table``: cells.parquet; the rest as from :func:`fit_doublets`."""
+    query = table.loc[table["split"] == "query", "doublet_probability"]
+    is_doublet = held_out["is_doublet"].to_numpy(bool)
+    probability, weight = held_out["probability"].to_numpy(), held_out["weight"].to_numpy()
+    homotypic = groups[doublets.first] == groups[doublets.second]
+    singlet = probability[~is_doublet]
+
+    def auroc(chosen: np.ndarray) -> float:
+        score = np.concatenate([singlet, probability[is_doublet][chosen]])
+        return float(roc_auc_score(np.arange(len(score)) >= len(singlet), score))
+
+    names, sizes = np.unique(groups.astype(str), return_counts=True)
+    heterotypic = {"matched": ~homotypic & doublets.matched, "full": ~homotypic & ~doublets.matched}
+    return {
+        "rate": rate,
+        "n_reference": len(groups),
+        "n_simulated": int(is_doublet.sum()),
+        "n_unseen": int((held_out["is_unseen"].to_numpy(bool) & ~is_doublet).sum()),
+        "n_query": len(query),
+        "n_likely": int((query > LIKELY).sum()),
+        "expected_share": float(query.mean()),
+        "homotypic_share": float(homotypic.mean()),
+        **{f"auroc_{name}": auroc(x) if x.any() else None for name, x in heterotypic.items()},
+        "mean_probability_held_out": float((probability * weight).sum()),
+        "reliability": reliability(held_out),
+        "groups": [
+            {"group": str(names[i]), "n_cells": int(sizes[i])}
+            for i in np.argsort(-sizes, kind="stable")
+        ],
+    }
+
+
+def doublet_warnings(summary: dict) -> list[str]:
+    """What a reader of the report should worry about, each with its mend."""
+    found, rate = [], summary["rate"]
+    if summary["n_unseen"] < FEW_UNSEEN:
+        found.append(
+            f"Doublet probabilities rest on only {summary['n_unseen']} validation cells; bring "
+            "more reference cells or raise preprocess.split.validation."
+        )
+    auroc = summary["auroc_matched"]
+    if auroc is None or auroc < WEAK_AUROC:
+        how = "there are none of two groups" if auroc is None else f"AUROC {auroc:.2f}"
+        found.append(
+            f"Simulated doublets can hardly be told from single cells at the same depth ({how}): "
+            "the reference cells are too alike or too shallow; do not rely on doublet_probability."
+        )
+    if summary["expected_share"] > TOO_MANY * rate:
+        found.append(
+            f"The query looks to have {100 * summary['expected_share']:.0f} % doublets where "
+            f"doublets.rate says {100 * rate:.0f} %; set the rate of your experiment, and suspect "
+            "types that lie between those of the reference."
+        )
+    return found
+
+
+if __name__ == "__main__":
+    with job(snakemake) as log:
+        params, output = snakemake.params, snakemake.output
+        torch.set_num_threads(snakemake.threads)
+        device = device_or_error(params.device)
+        model, description = load_model(snakemake.input.weights, snakemake.input.description)
+        cells = read_cells(
+            snakemake.input.counts,
+            snakemake.input.library_size,
+            snakemake.input.latent,
+            description,
+        )
+        reference, groups = choose_reference(cells, params.seed)
+        scored = cells.of("calibration", "query")
+        # By the encoder alone, as the doublets are, also where the latent file holds refined ones.
+        reference, scored = (
+            part.with_counts(part.counts, model, device) for part in (reference, scored)
+        )
+        rate = params.settings["rate"]
+        fitted, held_out = fit_doublets(reference, rate, params.seed, model, device)
+        verdict, near = fitted.score(scored)
+        identity = {
+            "cell_id": scored.obs.index.to_numpy(),
+            "sample": scored.obs["sample"].astype(str).to_numpy(),
+            "split": scored.split,
+        }
+        named = parents(groups, fitted.doublets, near)
+        table = pd.concat([pd.DataFrame(identity), verdict, named], axis=1)
+        summary = summarise(table, held_out, groups, fitted.doublets, rate)
+        write_parquet(table, output.cells)
+        write_json(summary | {"warnings": doublet_warnings(summary)}, output.summary)
+        log.info("score_doublets: %d of %d query cells", summary["n_likely"], summary["n_query"])
