@@ -1,6 +1,7 @@
 """The rule explain_anomalies: patterns, their markers, nearest references, technical causes."""
 
 import json
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -449,6 +450,22 @@ def test_a_cell_without_a_gene_hit_is_explained_by_what_the_model_decodes(explai
     in_model = {f"G{g}" for g in range(40)}
     for genes in cells.loc[OTHERS, "genes"]:
         assert {gene[:-1] for gene in genes.split(", ") if gene} <= in_model
+
+
+def test_genes_come_from_counts_or_else_from_the_decoded_shift():
+    chunk = SimpleNamespace(
+        cells=slice(0, 2),
+        surprise=lambda: np.array([[9.0, -3.0, 0.0, 2.0]] * 2),
+        decoded_shift=np.array([[0.1, -1.5]] * 2),
+    )
+    cells = SimpleNamespace(genes=pd.Index(["A", "B", "C", "D"]), in_model=np.array([3, 1]))
+    profile = SimpleNamespace(compare=lambda *_: [chunk])
+    found = explain_anomalies.genes_of_cells(
+        None, cells, None, np.array([True, False]), profile, CPU
+    )
+    assert found["basis"].tolist() == ["counts", "decoded"]
+    # Of the model's genes, D and B, the shift of D is too small to be named.
+    assert found["genes"].tolist() == ["A+, B-, D+", "B-"]
 
 
 def test_sizes_and_summary_add_up(explained):

@@ -267,7 +267,7 @@ def test_the_mean_probability_is_the_share_of_doublets(in_memory):
         found.score(part)[0]["doublet_probability"].to_numpy() for part in (single, made)
     )
     mean = (1 - RATE) * p_single.mean() + RATE * p_double.mean()
-    assert mean == pytest.approx(RATE, rel=0.35)
+    assert mean == pytest.approx(RATE, rel=0.3)
     assert p_double.mean() > 4 * p_single.mean()
     assert (held_out["probability"] * held_out["weight"]).sum() == pytest.approx(RATE, rel=0.2)
     assert held_out["weight"].sum() == pytest.approx(1.0)
@@ -313,10 +313,10 @@ def test_the_rate_shifts_the_odds_and_hardly_the_order(scored, fitted, tmp_path)
     rare = pd.read_parquet(score(tmp_path, paths, model, latent, rate=0.005)["cells"])
     rare = rare.set_index("cell_id")["doublet_probability"]
     usual = scored[0]["doublet_probability"]
-    assert spearmanr(rare, usual).statistic > 0.95
-    assert rare.mean() < usual.mean()
-    single = scored[0]["kind"] == "single"
-    assert rare[single].mean() == pytest.approx(0.005, abs=0.005)
+    kind = scored[0]["kind"]
+    known = kind != "novel"
+    assert spearmanr(rare[known], usual[known]).statistic > 0.99
+    assert rare[kind == "single"].mean() < 0.2 * usual[kind == "single"].mean()
 
 
 def test_a_novel_type_is_no_doublet(scored):

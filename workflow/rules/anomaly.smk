@@ -188,3 +188,39 @@ if IS_CHECKED:
             code=code("check_injected.py"),
         script:
             "../scripts/check_injected.py"
+
+
+rule explain_anomalies:
+    input:
+        weights=f"{RUN}/prune/{FIT}/model.safetensors",
+        description=f"{RUN}/prune/{FIT}/model.json",
+        latent=f"{RUN}/embed/{FIT}/latent.parquet",
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        library_size=f"{RUN}/library_size/library_size.parquet",
+        cells=f"{RUN}/anomaly/cells.parquet",
+        genes=f"{RUN}/genes/genes.parquet",
+        doublets=f"{RUN}/doublets/cells.parquet",
+    output:
+        cells_tsv=f"{RUN}/anomaly/cells.tsv",
+        cells=f"{RUN}/patterns/cells.parquet",
+        patterns=f"{RUN}/patterns/patterns.tsv",
+        markers=f"{RUN}/patterns/markers.tsv",
+        residuals=f"{RUN}/patterns/residuals.parquet",
+        sizes=f"{RUN}/patterns/sizes.tsv",
+        groups=f"{RUN}/patterns/groups.tsv",
+        summary=f"{RUN}/patterns/summary.json",
+    log:
+        logs("explain_anomalies"),
+    benchmark:
+        times("explain_anomalies")
+    conda:
+        "../../envs/anomics.yaml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        seed=config["seed"],
+        device=config["device"],
+        code=code("explain_anomalies.py"),
+    script:
+        "../scripts/explain_anomalies.py"

@@ -8,12 +8,14 @@ OUTPUTS
     results/<run>/report.html, methods.md, run.json
 """
 
-FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies"]
+FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns"]
+FIGURES += ["check"] if IS_CHECKED else []
 FIGURES += ["rate_distortion"] if BETAS else []
 # Made only where the config asks for them: [path] or none.
 COMPARISON = [f"{RUN}/likelihood/comparison.tsv"] if IS_AUTO else []
 CURVE = [f"{RUN}/rate_distortion/curve.tsv"] if BETAS else []
 PAIRS = [f"{RUN}/stability/pairs.tsv"] if OTHER_SEEDS else []
+CHECK = [f"{RUN}/check/check.tsv"] if IS_CHECKED else []
 # What every stage says of itself, warnings included.
 SUMMARIES = [
     *expand(f"{RUN}/import/{{sample}}.summary.json", sample=SAMPLES),
@@ -24,7 +26,10 @@ SUMMARIES = [
     f"{RUN}/prune/{FIT}/summary.json",
     f"{RUN}/evidence/summary.json",
     f"{RUN}/anomaly/summary.json",
-    *(f"{Path(path).parent}/summary.json" for path in COMPARISON + CURVE + PAIRS),
+    f"{RUN}/genes/summary.json",
+    f"{RUN}/doublets/summary.json",
+    f"{RUN}/patterns/summary.json",
+    *(f"{Path(path).parent}/summary.json" for path in COMPARISON + CURVE + PAIRS + CHECK),
 ]
 # Printed in the report: what a number may depend on.
 VERSIONS = "snakemake torch scanpy anndata numpy scipy pandas scikit-learn scikit-misc umap-learn"
@@ -188,6 +193,63 @@ rule plot_anomalies:
         "../scripts/plot_anomalies.py"
 
 
+rule plot_patterns:
+    input:
+        patterns=f"{RUN}/patterns/patterns.tsv",
+        markers=f"{RUN}/patterns/markers.tsv",
+        sizes=f"{RUN}/patterns/sizes.tsv",
+        residuals=f"{RUN}/patterns/residuals.parquet",
+        cells=f"{RUN}/patterns/cells.parquet",
+    output:
+        pdf=f"{RUN}/figures/patterns.pdf",
+        svg=f"{RUN}/figures/patterns.svg",
+        png=report(
+            f"{RUN}/figures/patterns.png",
+            caption="../report/patterns.rst",
+            category="Anomalies",
+            labels={"figure": "Patterns of flagged cells"},
+        ),
+        table=f"{RUN}/figures/patterns.tsv",
+    log:
+        logs("plot_patterns"),
+    benchmark:
+        times("plot_patterns")
+    conda:
+        "../../envs/anomics.yaml"
+    params:
+        code=code("plot_patterns.py"),
+    script:
+        "../scripts/plot_patterns.py"
+
+
+if IS_CHECKED:
+
+    rule plot_check:
+        input:
+            table=f"{RUN}/check/check.tsv",
+            summary=f"{RUN}/check/summary.json",
+        output:
+            pdf=f"{RUN}/figures/check.pdf",
+            svg=f"{RUN}/figures/check.svg",
+            png=report(
+                f"{RUN}/figures/check.png",
+                caption="../report/check.rst",
+                category="Anomalies",
+                labels={"figure": "What would be found"},
+            ),
+            table=f"{RUN}/figures/check.tsv",
+        log:
+            logs("plot_check"),
+        benchmark:
+            times("plot_check")
+        conda:
+            "../../envs/anomics.yaml"
+        params:
+            code=code("plot_check.py"),
+        script:
+            "../scripts/plot_check.py"
+
+
 if BETAS:
 
     rule plot_rate_distortion:
@@ -223,6 +285,8 @@ rule annotate_counts:
         latent=f"{RUN}/embed/{FIT}/latent.parquet",
         umap=f"{RUN}/embed/{FIT}/umap.parquet",
         cells=f"{RUN}/anomaly/cells.parquet",
+        reasons=f"{RUN}/patterns/cells.parquet",
+        doublets=f"{RUN}/doublets/cells.parquet",
     output:
         f"{RUN}/annotated.h5ad",
     log:
@@ -251,9 +315,13 @@ rule write_report:
         comparison=COMPARISON,
         curve=CURVE,
         pairs=PAIRS,
+        check=CHECK,
         channels=f"{RUN}/anomaly/channels.tsv",
         cells=f"{RUN}/anomaly/cells.parquet",
-        genes=f"{RUN}/anomaly/genes.parquet",
+        reasons=f"{RUN}/anomaly/cells.tsv",
+        patterns=f"{RUN}/patterns/patterns.tsv",
+        markers=f"{RUN}/patterns/markers.tsv",
+        groups=f"{RUN}/patterns/groups.tsv",
     output:
         report=f"{RUN}/report.html",
         methods=f"{RUN}/methods.md",

@@ -9,6 +9,7 @@ from compute_umap import posterior_means
 from job import InputError, job, write_h5ad
 
 SCORES = ("score", "p_value", "q_value")
+REASONS = ("pattern", "nearest_reference", "technical_cause")
 
 
 def in_order(table: pd.DataFrame, cell_ids: pd.Index, name: str) -> pd.DataFrame:
@@ -35,10 +36,13 @@ def annotate(
     latent: pd.DataFrame,
     umap: pd.DataFrame,
     cells: pd.DataFrame,
+    reasons: pd.DataFrame,
+    doublets: pd.DataFrame,
 ) -> anndata.AnnData:
     """All cells: X normalised, layers["counts"] raw, obsm X_vae and X_umap, obs with the scores.
 
-    score, p_value and q_value are NaN and is_anomaly is False for cells that are not in the query.
+    score, p_value and q_value are NaN and is_anomaly is False for cells that are not in the query;
+    pattern and technical_cause are empty for cells that were not flagged.
     """
     names = counts.obs_names
     sizes = in_order(library_size, names, "library_size.parquet")["library_size"].to_numpy()
@@ -54,6 +58,11 @@ def annotate(
     for name in SCORES:
         result.obs[name] = query[name].to_numpy(np.float64)
     result.obs["is_anomaly"] = (query["is_anomaly"] == True).to_numpy(bool)  # noqa: E712
+    reasons = reasons.set_index("cell_id").reindex(names)
+    for name in REASONS:
+        result.obs[name] = reasons[name].fillna("").astype(str).to_numpy(object)
+    doublets = doublets.set_index("cell_id").reindex(names)
+    result.obs["doublet_probability"] = doublets["doublet_probability"].to_numpy(np.float64)
     result.uns["anomics"] = {
         "X": "log1p(counts / library_size * median library size)",
         "X_vae": "posterior means of the latent variables",
@@ -68,7 +77,7 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         tables = [
             pd.read_parquet(snakemake.input[name])
-            for name in ("library_size", "latent", "umap", "cells")
+            for name in ("library_size", "latent", "umap", "cells", "reasons", "doublets")
         ]
         result = annotate(anndata.read_h5ad(snakemake.input.counts), *tables)
         write_h5ad(result, snakemake.output[0])

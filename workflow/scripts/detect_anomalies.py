@@ -153,8 +153,8 @@ def calibration_warnings(summary: dict) -> list[str]:
     if not summary["is_ranking"] and summary["share_above_half"] < SHIFTED_BELOW:
         found.append(
             f"Only {100 * summary['share_above_half']:.0f} % of the query cells that were not "
-            "flagged have p > 0.5, as half of normal cells would: the whole query lies apart from the reference, by "
-            "condition or by batch; bring reference cells of the same batches or more donors "
+            "flagged have p > 0.5, as half of normal cells would: the whole query lies apart from "
+            "the reference, by condition or by batch; bring reference cells of the same batches or more donors "
             "(preprocess.split.by: donor) to tell the two apart."
         )
     if "unseen_genes" not in summary["channels"]:

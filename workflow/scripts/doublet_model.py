@@ -166,7 +166,8 @@ def fit_doublets(
     not with those to be scored, so that their scores are moved to those of validation cells before
     they calibrate (:func:`as_unseen`). The table has a row each reference cell and doublet:
     is_doublet, is_unseen (validation cells and doublets), probability (of a classifier and a
-    calibration without the cell's fold), weight (sums to 1, doublets to the rate).
+    calibration without the cell's fold), weight (sums to 1, doublets to the rate), and of doublets
+    first, second and matched.
     """
     rng = np.random.default_rng(seed)
     fold = rng.permutation(len(reference)) % FOLDS
@@ -183,17 +184,21 @@ def fit_doublets(
     score = guarded(log_odds, rate, likeness.p_value(found.unexplained, log_depth))
     is_unseen = reference.split == "validation"
     score[~is_doublet] = as_unseen(score[~is_doublet], is_unseen)
+    # What was learned was learned beside all folds but one; so are other cells to be seen, or every
+    # neighbour would be nearer to them.
     fitted = DoubletModel(
         rate,
-        reference,
-        doublets,
+        reference.take(fold != 0),
+        doublets.take(fold[doublets.first] != 0),
         fit_classifier(found.features, is_doublet),
         likeness,
         Calibration.fit(score, is_doublet, rate),
     )
     held_out = _held_out_table(score, is_doublet, folds, rate)
-    is_unseen = np.concatenate([is_unseen, np.ones(len(doublets.first), dtype=bool)])
-    return fitted, held_out.assign(is_unseen=is_unseen)
+    made = pd.DataFrame({name: getattr(doublets, name) for name in ("first", "second", "matched")})
+    single = pd.DataFrame({"is_unseen": is_unseen})
+    rows = pd.concat([single, made.assign(is_unseen=True)], ignore_index=True)
+    return fitted, pd.concat([held_out, rows], axis=1)
 
 
 def _held_out_table(

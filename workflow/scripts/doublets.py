@@ -26,6 +26,11 @@ class Doublets:
     second: np.ndarray  # (doublets,)
     matched: np.ndarray  # (doublets,) bool: thinned to the depth of a single cell
 
+    def take(self, doublets: np.ndarray) -> "Doublets":
+        """Some of them: positions or a boolean mask."""
+        rows = (getattr(self, name)[doublets] for name in ("first", "second", "matched"))
+        return Doublets(self.cells.take(doublets), *rows)
+
 
 def simulate_doublets(
     cells: Cells,

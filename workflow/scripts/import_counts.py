@@ -21,6 +21,7 @@ PIPELINE_COLUMNS = (
     *("sample", "role", *COVARIATES, "cell", "cell_id", "split"),
     *("total_counts", "n_genes", "pct_mito", "pct_ribo", "pct_hb", "library_size", "log_offset"),
     *("score", "p_value", "q_value", "is_anomaly", "fold", "_index"),
+    *("pattern", "nearest_reference", "technical_cause", "doublet_probability"),
 )
 FROM_OBS = "obs:"
 

@@ -156,7 +156,68 @@ FLAGGED = (
     Column("score", "Score", digits),
     Column("p_value", "p", digits),
     Column("q_value", "q", digits),
+    Column("pattern", "Pattern", text, False),
+    Column("nearest_reference", "Nearest reference", text, False),
+    Column("technical_cause", "Technical cause", text, False),
+    Column("doublet_probability", "Doublet", percent),
     Column("genes", "Genes that make it odd", text, False),
+)
+PATTERNS = (
+    Column("pattern", "Pattern", text, False),
+    Column("label", "Markers", text, False),
+    Column("n_cells", "Cells", whole),
+    Column("n_samples", "Samples", whole),
+    Column("n_donors", "Donors", whole),
+    Column("nearest_reference", "Nearest reference", text, False),
+    Column("nearest_share", "Of its cells", percent),
+    Column("distance", "Distance (1 = normal cell)", digits),
+    Column("technical_cause", "Technical cause", text, False),
+    Column("cause_share", "Cells with the commonest cause", percent),
+)
+PATTERN_EVIDENCE = (
+    Column("pattern", "Pattern", text, False),
+    Column("depth_z", "Depth, robust z", digits),
+    Column("pct_mito", "% mitochondrial", digits),
+    Column("pct_mito_reference", "% in nearest reference", digits),
+    Column("mito_z", "Robust z", digits),
+    Column("stress_z", "Dissociation genes, robust z", digits),
+    Column("doublet_probability", "Doublet", percent),
+    Column("ambient_share", "Ambient share fitted", percent),
+    Column("ambient_rest", "Oddness left with it (1 = limit)", digits),
+)
+MARKERS = (
+    Column("gene", "Gene", text, False),
+    Column("direction", "Direction", text, False),
+    Column("mean_observed", "Counts a cell", digits),
+    Column("mean_reference", "Nearest reference", digits),
+    Column("mean_expected", "Model", digits),
+    Column("log2_fold_change", "log2 fold change", digits),
+    Column("share", "Cells", percent),
+    Column("q_value", "q", digits),
+)
+REFERENCE_GROUPS = (
+    Column("group", "Reference group", text, False),
+    Column("n_cells", "Cells", whole),
+    Column("genes", "Marked by", text, False),
+)
+DOUBLETS = (
+    Column("from", "Probability from", percent),
+    Column("to", "to", percent),
+    Column("n", "Held-out cells", whole),
+    Column("predicted", "Mean probability", percent),
+    Column("realised", "Share of doublets", percent),
+)
+CHECK = (
+    Column("kind", "Anomaly", text, False),
+    Column("strength", "Strength", text, False),
+    Column("method", "Score", text, False),
+    Column("n_injected", "Injected", whole),
+    Column("auroc", "AUROC", digits),
+    Column("auprc", "AUPRC", digits),
+    Column("power", "Power", percent),
+    Column("fdp", "Realised FDP", percent),
+    Column("fpr", "Normal cells with p ≤ 5 %", percent),
+    Column("spearman_depth", "ρ with depth", digits),
 )
 CHANNELS = (
     Column("channel", "Channel", text, False),
@@ -185,26 +246,22 @@ def dropped_table(summaries: list[dict]) -> pd.DataFrame:
     return table
 
 
-def flagged_table(query: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
-    """The flagged cells, the oddest first, each with its genes: up ↑, down ↓, the surest first.
+def flagged_table(query: pd.DataFrame, reasons: pd.DataFrame) -> pd.DataFrame:
+    """The flagged cells, the oddest first, each with its reasons.
 
-    A cell without any has the channel that leads instead.
+    ``reasons``: anomaly/cells.tsv; ``query``: rows of anomaly/cells.parquet. Of the genes the first
+    ``MAX_GENES``; a cell without any has the channel that leads instead.
     """
     flagged = query[query["is_anomaly"]].sort_values(
         ["p_value", "score", "cell_id"], ascending=[True, False, True]
     )
-    flagged = flagged.head(MAX_ROWS).copy()
-    hits = genes[genes["cell_id"].isin(flagged["cell_id"])].sort_values(
-        ["p_value", "gene"], kind="stable"
-    )
-    arrows = hits["direction"].map({"up": "↑", "down": "↓"}).fillna("")
-    named = (hits["gene"].astype(str) + arrows).groupby(hits["cell_id"])
-    lists = named.agg(
-        lambda names: (
-            ", ".join(names.head(MAX_GENES))
-            + (f" and {len(names) - MAX_GENES} more" if len(names) > MAX_GENES else "")
-        )
-    )
+    columns = ["pattern", "nearest_reference", "technical_cause", "doublet_probability", "genes"]
+    flagged = flagged.head(MAX_ROWS).merge(reasons[["cell_id", *columns]], how="left", on="cell_id")
+    named = flagged["genes"].fillna("").str.split(", ")
+    more = named.str.len() - MAX_GENES
+    flagged["genes"] = named.str[:MAX_GENES].str.join(", ") + [
+        f" and {n} more" if n > 0 else "" for n in more
+    ]
     channel = "no single gene; " + flagged["leading_channel"].str.replace("_", " ")
-    flagged["genes"] = flagged["cell_id"].map(lists).fillna(channel)
+    flagged["genes"] = flagged["genes"].where(flagged["genes"] != "", channel)
     return flagged

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,13 +38,21 @@ REFERENCES = (
     "Liu & Xie 2020, Cauchy combination test, doi:10.1080/01621459.2018.1554485",
     "Lopez et al. 2018, Deep generative modeling for single-cell transcriptomics, "
     "doi:10.1038/s41592-018-0229-2",
+    "Hong et al. 2020, Selecting the number of components in PCA via random signflips, "
+    "arXiv:2012.02985",
+    "Marandon et al. 2024, Adaptive novelty detection with false discovery rate guarantee, "
+    "doi:10.1214/23-AOS2338",
     "McInnes et al. 2018, UMAP, doi:10.21105/joss.00861",
     "Mölder et al. 2021, Sustainable data analysis with Snakemake, "
     "doi:10.12688/f1000research.29032.2",
     "Perez et al. 2018, FiLM: visual reasoning with a general conditioning layer, arXiv:1709.07871",
+    "Platt 1999, Probabilistic outputs for support vector machines, in: Advances in large margin "
+    "classifiers, MIT Press",
     "Stuart et al. 2019, Comprehensive integration of single-cell data, "
     "doi:10.1016/j.cell.2019.05.031",
     "Tomczak & Welling 2018, VAE with a VampPrior, arXiv:1705.07120",
+    "van den Brink et al. 2017, Single-cell sequencing reveals dissociation-induced gene "
+    "expression in tissue subpopulations, doi:10.1038/nmeth.4437",
     "Wolf et al. 2018, SCANPY, doi:10.1186/s13059-017-1382-0",
 )
 
@@ -134,13 +143,19 @@ def _preprocessing(config: dict, stages: dict[str, dict]) -> str:
         "2019, as in Scanpy, Wolf et al. 2018, and those of a given list)."
     )
     split = SPLIT_BY.get(found.get("split_by", ""), "cells")
-    sentences.append(
-        f"Reference cells were split by {split} into training, validation "
-        f"({_setting(config, 'preprocess.split.validation')}) and calibration "
-        f"({_setting(config, 'preprocess.split.calibration')}); query cells were in none of them. "
-        "The limits on cells, the choice of genes and the shared-program channel used query cells "
-        "like reference cells, without their role."
-    )
+    if stages["anomaly"]["is_ranking"]:
+        sentences.append(
+            f"All cells were dealt to {_setting(config, 'anomaly.folds')} folds by {split}; a "
+            f"share of {_setting(config, 'preprocess.split.validation')} of them stopped the training."
+        )
+    else:
+        sentences.append(
+            f"Reference cells were split by {split} into training, validation "
+            f"({_setting(config, 'preprocess.split.validation')}) and calibration "
+            f"({_setting(config, 'preprocess.split.calibration')}); query cells were in none of "
+            "them. The limits on cells, the choice of genes and the channel enrichment used query "
+            "cells like calibration cells, without their role."
+        )
     method = _setting(config, "library_size.method", "total")
     sentences.append(f"The library size of a cell was {LIBRARY_SIZES.get(method, method)}.")
     return " ".join(sentences)
@@ -256,20 +271,82 @@ def _model(config: dict, stages: dict[str, dict]) -> str:
     return " ".join(sentences)
 
 
-def _anomalies(stages: dict[str, dict]) -> str:
-    found = stages["anomaly"]
+CALIBRATED = {
+    "marginal": "a conformal p-value against {n} calibration cells that the model had not seen",
+    "conditional": "a conformal p-value against {n} calibration cells that the model had not seen, "
+    "valid given these cells with probability {sure:g} (generalized Simes inequality)",
+}
+
+
+def _anomalies(config: dict, stages: dict[str, dict]) -> str:
+    found, settings = stages["anomaly"], config["anomaly"]
+    names = ", ".join(found["channels"]).replace("_", " ")
+    scores = f"{len(found['channels'])} scores ({names})"
+    if found["is_ranking"]:
+        return (
+            f"There was no query. Each cell got {scores} from a model trained without its fold "
+            f"({settings['folds']} folds), each score standardised against log library size; the "
+            "scores of a kind were averaged, turned into p-values by an exponential tail beyond "
+            "their 90 % quantile and combined (Liu & Xie 2020). Cells with a Benjamini-Hochberg "
+            f"adjusted p-value up to {found['alpha']} were marked: {found['n_anomalies']} of "
+            f"{found['n_query']}. This is a ranking without a guarantee of its error rate."
+        )
+    calibrated = CALIBRATED[found["guarantee"]].format(
+        n=found["n_calibration"], sure=1 - settings["conditional_delta"]
+    )
+    sentences = [
+        f"Each query cell got {scores}. Enrichment is the log-odds of a classifier of held-out "
+        "against training cells on principal components of log counts (Marandon et al. 2024), "
+        "which does not know calibration from query cells. Each score was standardised against "
+        "log library size on validation and calibration cells; scores of a kind were averaged, "
+        "the kinds ranked among the calibration cells and combined with half of the weight on "
+        "enrichment (Liu & Xie 2020), and the combined score, less its line in log library size, "
+        f"turned into {calibrated} (Bates et al. 2023)."
+    ]
+    if found["n_trimmed"]:
+        sentences.append(f"{found['n_trimmed']} calibration cells were left out as contamination.")
+    if found["calibrated_by_batch"]:
+        sentences.append(
+            "Cells of the batches "
+            f"{', '.join(found['calibrated_by_batch'])} were ranked among their own calibration "
+            "cells."
+        )
+    sentences.append(
+        f"Cells were flagged at a false discovery rate of {found['alpha']} (Benjamini & Hochberg "
+        f"1995) across {found['n_query']} query cells: {found['n_anomalies']} were."
+    )
+    return " ".join(sentences)
+
+
+def _reasons(stages: dict[str, dict]) -> str:
+    found, doublets = stages["patterns"], stages["doublets"]
     return (
-        f"Each query cell got {len(found['channels'])} scores of its residuals, its latent "
-        f"position and its genes ({', '.join(found['channels']).replace('_', ' ')}), each "
-        "standardised against log library size on validation and calibration cells; scores of a "
-        "kind were averaged, the kinds ranked among the calibration cells and combined (Liu & Xie "
-        "2020), and the combined score, less its line in log library size, turned into a "
-        f"conformal p-value against {found['n_calibration']} calibration cells that the model "
-        "had not seen (Bates et al. 2023). Cells were flagged at a false discovery rate of "
-        f"{found['alpha']} (Benjamini & Hochberg 1995) across {found['n_query']} query cells: "
-        f"{found['n_anomalies']} were. For each flagged cell, genes were tested two-sided under "
-        "the model's likelihood (Brechtmann et al. 2018) with the correction of Benjamini & "
-        "Yekutieli (2001) within the cell."
+        f"Flagged cells were explained against {found['n_groups']} groups of reference cells "
+        f"({found['groups_named_by']}). For each cell and gene, Pearson residuals from the model's "
+        "expectation and from that of a normal cell of the nearest group were averaged; their "
+        "principal axes above sign-flipped noise (Hong et al. 2020) were kept, and cells beyond "
+        "the 99 % quantile of held-out normal cells on these axes grouped by average linkage of "
+        "cosines. Marker genes of a pattern: its summed counts against a negative binomial of the "
+        "summed expectation, Benjamini-Hochberg over genes; the cells were chosen by their "
+        "residuals, so these p-values rank genes. Technical causes were guessed from depth, "
+        "mitochondrial share, dissociation genes (van den Brink et al. 2017), doublet probability "
+        "and a fit of ambient counts. Doublets were simulated from "
+        f"{doublets['n_reference']} training and validation cells ({doublets['n_simulated']}, half "
+        "of them at the depth of a single cell); a logistic regression in latent space, "
+        "calibrated on held-out scores (Platt 1999), gave the doublet probability at a rate of "
+        f"{doublets['rate']:g}."
+    )
+
+
+def _check(stages: dict[str, dict]) -> str:
+    found = stages.get("check")
+    if not found:
+        return ""
+    return (
+        "As a check, anomalies of known kind and strength (single genes, gene programs, doublets, "
+        "ambient counts, a group of cells held out of a second training) were put into "
+        f"held-out normal cells: mean power {found['mean_power']:.2f}, mean realised false "
+        f"discovery proportion {found['mean_fdp']:.2f} at a nominal {found['alpha']:g}."
     )
 
 
@@ -284,10 +361,23 @@ def write_methods(config: dict, summaries: list[dict]) -> str:
         "# Methods",
         _preprocessing(config, stages),
         _model(config, stages),
-        _anomalies(stages),
+        _anomalies(config, stages),
+        _reasons(stages),
+        *filter(None, [_check(stages)]),
         "The UMAP (McInnes et al. 2018) serves for looking only. The pipeline, anomics, runs on "
         f"Snakemake (Mölder et al. 2021); the seed was {_setting(config, 'seed')}.",
-        "## References",
-        "\n".join(f"- {reference}" for reference in REFERENCES),
     )
-    return "\n\n".join(paragraphs) + "\n"
+    text = "\n\n".join(paragraphs)
+    cited = "\n".join(f"- {reference}" for reference in REFERENCES if is_cited(reference, text))
+    return f"{text}\n\n## References\n\n{cited}\n"
+
+
+def is_cited(reference: str, text: str) -> bool:
+    """Whether the text names the first author and, before the next full stop or bracket, the year.
+
+    ``reference`` begins as it is cited: ``Wolf et al. 2018, SCANPY``.
+    """
+    head = re.match(r"(.*?)(?:,| &| et al\.)? .*?(\d{4}),", reference)
+    author, year = head.groups()
+    text = text.replace("et al.", "et al")
+    return re.search(rf"\b{re.escape(author)} [^.();]*{year}", text) is not None

@@ -72,33 +72,35 @@ def reliability(held_out: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def summarise(
-    table: pd.DataFrame, held_out: pd.DataFrame, groups: np.ndarray, doublets: Doublets, rate: float
-) -> dict:
-    """Numbers of summary.json. ``table``: cells.parquet; the rest as from :func:`fit_doublets`."""
-    query = table.loc[table["split"] == "query", "doublet_probability"]
-    is_doublet = held_out["is_doublet"].to_numpy(bool)
-    probability, weight = held_out["probability"].to_numpy(), held_out["weight"].to_numpy()
-    homotypic = groups[doublets.first] == groups[doublets.second]
-    singlet = probability[~is_doublet]
+def summarise(table: pd.DataFrame, held_out: pd.DataFrame, groups: np.ndarray, rate: float) -> dict:
+    """Numbers of summary.json.
 
-    def auroc(chosen: np.ndarray) -> float:
-        score = np.concatenate([singlet, probability[is_doublet][chosen]])
-        return float(roc_auc_score(np.arange(len(score)) >= len(singlet), score))
+    ``table``: cells.parquet; ``held_out``: of :func:`fit_doublets`; ``groups`` (reference cells,).
+    """
+    query = table.loc[table["split"] == "query", "doublet_probability"]
+    single = held_out[~held_out["is_doublet"]]
+    made = held_out[held_out["is_doublet"]]
+    is_matched = made["matched"].to_numpy(bool)
+    homotypic = groups[made["first"].to_numpy(int)] == groups[made["second"].to_numpy(int)]
+
+    def auroc(chosen: np.ndarray) -> float | None:
+        score = np.concatenate([single["probability"], made["probability"][chosen]])
+        y = np.arange(len(score)) >= len(single)
+        return float(roc_auc_score(y, score)) if y.any() else None
 
     names, sizes = np.unique(groups.astype(str), return_counts=True)
-    heterotypic = {"matched": ~homotypic & doublets.matched, "full": ~homotypic & ~doublets.matched}
     return {
         "rate": rate,
         "n_reference": len(groups),
-        "n_simulated": int(is_doublet.sum()),
-        "n_unseen": int((held_out["is_unseen"].to_numpy(bool) & ~is_doublet).sum()),
+        "n_simulated": len(made),
+        "n_unseen": int(single["is_unseen"].sum()),
         "n_query": len(query),
         "n_likely": int((query > LIKELY).sum()),
         "expected_share": float(query.mean()),
         "homotypic_share": float(homotypic.mean()),
-        **{f"auroc_{name}": auroc(x) if x.any() else None for name, x in heterotypic.items()},
-        "mean_probability_held_out": float((probability * weight).sum()),
+        "auroc_matched": auroc(~homotypic & is_matched),
+        "auroc_full": auroc(~homotypic & ~is_matched),
+        "mean_probability_held_out": float((held_out["probability"] * held_out["weight"]).sum()),
         "reliability": reliability(held_out),
         "groups": [
             {"group": str(names[i]), "n_cells": int(sizes[i])}
@@ -159,7 +161,7 @@ if __name__ == "__main__":
         }
         named = parents(groups, fitted.doublets, near)
         table = pd.concat([pd.DataFrame(identity), verdict, named], axis=1)
-        summary = summarise(table, held_out, groups, fitted.doublets, rate)
+        summary = summarise(table, held_out, groups, rate)
         write_parquet(table, output.cells)
         write_json(summary | {"warnings": doublet_warnings(summary)}, output.summary)
         log.info("score_doublets: %d of %d query cells", summary["n_likely"], summary["n_query"])

@@ -11,6 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from job import job, read_json, write_atomically, write_json
 from report_tables import (
     CHANNELS,
+    CHECK,
+    DOUBLETS,
     DROPPED,
     ELBO,
     EVIDENCE,
@@ -19,8 +21,12 @@ from report_tables import (
     LIBRARY_SIZES,
     LIKELIHOODS,
     LOSSES,
+    MARKERS,
     NONE,
+    PATTERN_EVIDENCE,
+    PATTERNS,
     RATE_DISTORTION,
+    REFERENCE_GROUPS,
     SAMPLES,
     SPLITS,
     STABILITY,
@@ -35,9 +41,15 @@ from run_record import describe_run, package_versions, write_methods
 
 STAGES = (
     *("import", "preprocess", "library_size", "likelihood", "train", "rate_distortion", "prune"),
-    *("embed", "evidence", "anomaly", "stability"),
+    *("embed", "evidence", "anomaly", "genes", "doublets", "patterns", "check", "stability"),
 )
 ALL_SAMPLES = "all samples"
+# Columns of names in the tables of the reasons.
+TEXTS = {
+    *("cell_id", "sample", "donor", "pattern", "label", "nearest_reference", "technical_cause"),
+    *("genes", "gene", "direction", "group", "named_by", "up", "down"),
+}
+MAX_CARDS, MAX_MARKERS = 10, 12  # patterns shown with their genes; all are in patterns/
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 # What each figure shows, in the order of the report; the name is that of its files.
 FIGURES = {
@@ -48,6 +60,8 @@ FIGURES = {
     "pruning": "Evidence for each latent dimension and held-out ELBO before and after the cut.",
     "latent": "UMAP of the latent space by sample, use, p-value and, where known, cell type.",
     "anomalies": "p-values, quantiles, score against depth and flagged share of each sample.",
+    "patterns": "Marker genes of each pattern of flagged cells, its samples, its technical causes.",
+    "check": "AUROC, power and realised false discovery proportion on injected anomalies.",
 }
 
 
@@ -70,6 +84,16 @@ def read_summaries(paths: Iterable[str | Path]) -> list[dict]:
 def read_sample_table(path: str | Path) -> pd.DataFrame:
     """A table with a column of samples, of which one may be called NA or null."""
     return pd.read_csv(path, sep="\t", dtype={"sample": str}, keep_default_na=False)
+
+
+def read_texts(path: str | Path) -> pd.DataFrame:
+    """A table in which only numbers can be missing: NA, or nan, in a column of text is a name."""
+    header = pd.read_csv(path, sep="\t", nrows=0).columns
+    texts = [name for name in header if name in TEXTS]
+    kept = {name: [] if name in texts else ["NA", ""] for name in header}
+    return pd.read_csv(
+        path, sep="\t", dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=kept
+    )
 
 
 def of_stage(summaries: list[dict], stage: str) -> dict:
@@ -152,6 +176,8 @@ def judge(anomaly: dict) -> list[dict]:
     ``anomaly``: the summary of the anomaly stage, which brings the bands that its numbers should
     lie in.
     """
+    if anomaly["is_ranking"]:
+        return []
     needed, n_query = anomaly["needed_together"], anomaly["n_query"]
     reading = (
         f"With it, at least {needed:,} of the {n_query:,} query cells must be as odd as can be "
@@ -214,9 +240,9 @@ def flatten(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
 def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figures) -> dict:
     """All that the template prints.
 
-    ``tables``: cells, genes, evidence, elbo, gaps, channels, splits, samples_library, as the stages
-    write them, and where the run has them comparison, curve and pairs; ``figures``: paths, named
-    as in ``FIGURES``, others are left out.
+    ``tables``: cells, reasons, patterns, markers, groups, evidence, elbo, gaps, channels, splits,
+    samples_library, as the stages write them, and where the run has them comparison, curve, pairs
+    and check; ``figures``: paths, named as in ``FIGURES``, others are left out.
     """
     cells = tables["cells"]
     query = cells[cells["split"] == "query"]
@@ -250,7 +276,15 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
         "likelihoods": _optional_table(tables, "comparison", LIKELIHOODS),
         "rate_distortion": _optional_table(tables, "curve", RATE_DISTORTION),
         "stability_pairs": _optional_table(tables, "pairs", STABILITY),
-        "flagged": make_table(flagged_table(query, tables["genes"]), FLAGGED),
+        "flagged": make_table(flagged_table(query, tables["reasons"]), FLAGGED),
+        "patterns": make_table(tables["patterns"], PATTERNS),
+        "pattern_evidence": make_table(tables["patterns"], PATTERN_EVIDENCE),
+        "markers": pattern_cards(tables["patterns"], tables["markers"]),
+        "groups": make_table(tables["groups"], REFERENCE_GROUPS),
+        "doublet_reliability": make_table(
+            pd.DataFrame(of_stage(summaries, "doublets")["reliability"]), DOUBLETS
+        ),
+        "check": _optional_table(tables, "check", CHECK),
         "channels": make_table(tables["channels"], CHANNELS),
         "depth_fifths": [percent(rate) for rate in rates],
         "preprocess": of_stage(summaries, "preprocess"),
@@ -260,7 +294,22 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
         "evidence_summary": of_stage(summaries, "evidence"),
         "likelihood": of_stage(summaries, "likelihood"),
         "stability": of_stage(summaries, "stability"),
+        "anomaly": anomaly,
+        "genes": of_stage(summaries, "genes"),
+        "doublets": of_stage(summaries, "doublets"),
+        "reasons": of_stage(summaries, "patterns"),
+        "check_summary": of_stage(summaries, "check"),
     }
+
+
+def pattern_cards(patterns: pd.DataFrame, markers: pd.DataFrame) -> list[dict]:
+    """The largest patterns, each with the table of its surest marker genes."""
+    cards = []
+    for row in patterns.head(MAX_CARDS).itertuples():
+        found = markers[markers["pattern"] == row.pattern].sort_values(["q_value", "gene"])
+        table = make_table(found.head(MAX_MARKERS), MARKERS)
+        cards.append({"pattern": row.pattern, "label": row.label, "markers": table})
+    return cards
 
 
 def _optional_table(tables: dict[str, pd.DataFrame], name: str, columns) -> dict | None:
@@ -284,7 +333,7 @@ def _write_text(content: str, path: str) -> None:
 if __name__ == "__main__":
     with job(snakemake) as log:
         files, config = snakemake.input, snakemake.params.config
-        tables = {name: pd.read_parquet(files[name]) for name in ("cells", "genes", "evidence")}
+        tables = {name: pd.read_parquet(files[name]) for name in ("cells", "evidence")}
         tables |= {name: read_sample_table(files[name]) for name in ("splits", "samples_library")}
         tables |= {name: pd.read_csv(files[name], sep="\t") for name in ("elbo", "channels")}
         # A group may be called NA or 7; a group of one cell has no standard error.
@@ -295,7 +344,10 @@ if __name__ == "__main__":
             keep_default_na=False,
             na_values={"gap_se": ["NA"]},
         )
-        for name in ("comparison", "curve", "pairs"):
+        # A gene, a sample or a label may be called NA too; there it is no missing number.
+        for name in ("reasons", "patterns", "markers", "groups"):
+            tables[name] = read_texts(files[name])
+        for name in ("comparison", "curve", "pairs", "check"):
             if files[name]:
                 tables[name] = pd.read_csv(files[name][0], sep="\t")
         summaries = read_summaries(files.summaries)
