@@ -29,7 +29,7 @@ rule all:
         f"{RUN}/run.json",
         f"{RUN}/annotated.h5ad",
         f"{RUN}/anomaly/cells.tsv",
-        f"{RUN}/anomaly/genes.tsv",
+        f"{RUN}/genes/genes.tsv",
         f"{RUN}/prune/{FIT}/evidence.tsv",
 
 

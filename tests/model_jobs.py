@@ -11,7 +11,10 @@ from simulated_counts import PRUNE, TRAIN
 SETTINGS = TRAIN | {"continuous_covariates": []}
 REFINE = {"steps": 10, "learning_rate": 0.05, "for_scores": False}
 EVIDENCE = {"samples": 20, "cells": 500}
-ANOMALY = {"alpha": 0.1, "gene_alpha": 0.05, "program_genes": 10}
+ANOMALY = {
+    **{"alpha": 0.1, "gene_alpha": 0.05, "program_genes": 10, "contamination": None},
+    **{"by_batch": "auto", "guarantee": "marginal", "conditional_delta": 0.1, "folds": 5},
+}
 MODEL = {"weights": "model.safetensors", "description": "model.json"}
 TRAINED = MODEL | {
     "history": "history.parquet",
@@ -28,26 +31,39 @@ PRUNED = MODEL | {
 }
 MEASURED = {"cells": "cells.parquet", "groups": "groups.tsv", "summary": "summary.json"}
 DETECTED = {
-    "cells_tsv": "cells.tsv",
     "cells": "cells.parquet",
-    "genes_tsv": "genes.tsv",
-    "genes": "genes.parquet",
+    "trimmed": "trimmed.tsv",
     "channels": "channels.tsv",
     "summary": "summary.json",
 }
 
 
-def _in(folder: Path, seed: int) -> dict:
+def _in(folder: Path, seed: int, fold: int | None) -> dict:
     """The parameters that training and pruning share."""
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = str(folder / "checkpoint.safetensors")
-    return {"seed": seed, "device": "cpu", "checkpoint": checkpoint, "code": "a hash"}
+    return {
+        **{"seed": seed, "fold": fold, "device": "cpu", "code": "a hash"},
+        "checkpoint": str(folder / "checkpoint.safetensors"),
+    }
 
 
-def train(folder: Path, paths: dict, seed: int = 1, choice: str = "", **changed) -> dict:
-    """train_vae with some settings changed; ``choice``: the summary of choose_likelihood."""
-    params = _in(folder, seed) | {"settings": SETTINGS | changed}
-    return run_script("train_vae", folder, paths | {"choice": choice}, TRAINED, params)
+def train(
+    folder: Path,
+    paths: dict,
+    seed: int = 1,
+    choice: str = "",
+    fold: int | None = None,
+    held: str | list = "",
+    **changed,
+) -> dict:
+    """train_vae with some settings changed.
+
+    ``choice``: the summary of choose_likelihood; ``fold`` and ``held`` (a table of cell_id): cells
+    that the model is not to see.
+    """
+    params = _in(folder, seed, fold) | {"settings": SETTINGS | changed}
+    given = paths | {"choice": choice, "held": held}
+    return run_script("train_vae", folder, given, TRAINED, params)
 
 
 def with_model(paths: dict, model: dict) -> dict:
@@ -55,10 +71,19 @@ def with_model(paths: dict, model: dict) -> dict:
     return paths | {name: str(model[name]) for name in MODEL}
 
 
-def prune(folder: Path, paths: dict, trained: dict, seed: int = 1, **changed) -> dict:
+def prune(
+    folder: Path,
+    paths: dict,
+    trained: dict,
+    seed: int = 1,
+    fold: int | None = None,
+    held: str = "",
+    **changed,
+) -> dict:
     """prune_latent of a trained model; ``changed``: of the settings it was trained with."""
-    params = _in(folder, seed) | {"settings": PRUNE, "training": SETTINGS | changed}
-    return run_script("prune_latent", folder, with_model(paths, trained), PRUNED, params)
+    params = _in(folder, seed, fold) | {"settings": PRUNE, "training": SETTINGS | changed}
+    given = with_model(paths, trained) | {"held": held}
+    return run_script("prune_latent", folder, given, PRUNED, params)
 
 
 def embed(folder: Path, paths: dict, model: dict, **refine) -> Path:
@@ -79,10 +104,20 @@ def measure(folder: Path, paths: dict, model: dict, **evidence) -> dict:
 
 def detect(folder: Path, paths: dict, model: dict, latent: Path, **changed) -> dict:
     """detect_anomalies with some settings changed."""
+    return detect_by(folder, paths, [(model, latent, None)], **changed)
+
+
+def detect_by(folder: Path, paths: dict, fits: list[tuple], **changed) -> dict:
+    """detect_anomalies by several models: (model, latent.parquet, its fold) each."""
     folder.mkdir(parents=True, exist_ok=True)
-    given = with_model(paths, model) | {"latent": str(latent)}
-    params = {"settings": ANOMALY | changed, "seed": 1, "device": "cpu"}
-    return run_script("detect_anomalies", folder, given, DETECTED, params)
+    models, latents, folds = zip(*fits, strict=True)
+    given = {
+        "weights": [str(model["weights"]) for model in models],
+        "descriptions": [str(model["description"]) for model in models],
+        "latents": [str(latent) for latent in latents],
+    }
+    params = {"settings": ANOMALY | changed, "folds": list(folds), "seed": 1, "device": "cpu"}
+    return run_script("detect_anomalies", folder, paths | given, DETECTED, params)
 
 
 def with_obs(paths: dict, folder: Path, **columns) -> dict:

@@ -9,11 +9,15 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
+from design import Design
+from held_cells import Cells
 from omics_vae.data import CountData
+from omics_vae.inference import embed
 from omics_vae.initialisation import start_from
 from omics_vae.model import VAE, Architecture
 
 CPU = torch.device("cpu")
+NO_DESIGN = Design({}, {}, [])
 
 
 @dataclass(frozen=True)
@@ -139,3 +143,44 @@ def small_run(folder: Path, spike: bool = False) -> dict:
             counts.tocsr(), simulated.library_size, simulated.z, simulated.mu, simulated.theta
         )
     return write_run(folder, simulated, split, np.arange(N_GENES) < N_SELECTED)
+
+
+def cells_of(simulated: Simulated, split: np.ndarray, model: VAE, design=NO_DESIGN, **obs) -> Cells:
+    """What the detection knows of simulated cells; the first genes are those of the model."""
+    n_cells, n_genes = simulated.counts.shape
+    n_model = model.architecture.n_genes
+    table = pd.DataFrame(
+        {"sample": "S1", "role": np.where(split == "query", "query", "reference"), "split": split}
+        | obs,
+        index=[f"cell{i}" for i in range(n_cells)],
+    )
+    data = CountData(
+        simulated.counts[:, :n_model],
+        np.log(simulated.library_size),
+        design.covariates(table),
+        design.batch_codes(table),
+    )
+    return Cells(
+        obs=table,
+        counts=simulated.counts,
+        size=simulated.library_size,
+        posterior=embed(model, data, CPU),
+        genes=pd.Index(gene_names(n_genes)),
+        in_model=np.arange(n_model),
+        design=design,
+    )
+
+
+def simulate_types(
+    kind: np.ndarray, n_genes: int = 60, seed: int = 0, fold: float = 4.0, depth: float = 500.0
+) -> Simulated:
+    """Cells of the types ``kind`` (cells,): type k has 8 genes of its own ``fold``-fold."""
+    rng = np.random.default_rng(seed)
+    shares = np.tile(np.random.default_rng(7).gamma(2.0, size=n_genes), (len(kind), 1))
+    for k in np.unique(kind):
+        shares[np.ix_(kind == k, np.arange(8 * k, 8 * k + 8))] *= fold
+    shares /= shares.sum(1, keepdims=True)
+    size = depth * np.exp(rng.normal(0.0, 0.4, len(kind)))
+    mu = size[:, None] * shares
+    x = rng.poisson(rng.gamma(4.0, mu / 4.0))
+    return Simulated(sp.csr_matrix(x.astype(np.int32)), size, np.zeros((len(kind), 0)), mu, 4.0)

@@ -20,14 +20,19 @@ from omics_vae.anomaly import (
     DepthStandard,
     calibration_p,
     cauchy_combination,
-    combine_channels,
+    combine_kinds,
+    combine_tails,
+    conditional_p,
     conformal_p,
+    contaminated,
     depth_line,
+    kind_scores,
+    kind_weights,
     pearson_residuals,
     pooled_rates,
+    ranked_p,
     residual_channels,
-    shared_axes,
-    shared_program_channel,
+    tail_p,
     unseen_genes_channel,
 )
 from omics_vae.likelihoods import Gaussian, NegativeBinomial, Poisson, ZeroInflatedNB
@@ -191,16 +196,140 @@ def test_calibration_cells_fill_the_scale_of_the_query(rng):
     np.testing.assert_allclose(p, np.arange(1, 100) / 100)
 
 
-def exact_cauchy(p):
+# ---- p-values that hold for the calibration set at hand
+
+
+def by_hand(j: int, n: int, delta: float) -> float:
+    """b_j of the generalized Simes inequality, from its definition, in many digits."""
+    k, i = -(-n // 2), n + 1 - j
+    if j == n + 1:
+        return 1.0
+    with mpmath.workdps(60):
+        above = mpmath.fprod(i - step for step in range(k))
+        below = mpmath.fprod(n - step for step in range(k))
+        return float(
+            1 - mpmath.mpf(delta) ** (mpmath.mpf(1) / k) * (above / below) ** (1 / mpmath.mpf(k))
+        )
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 20, 61])
+@pytest.mark.parametrize("delta", [0.01, 0.1, 0.5])
+def test_a_conditional_p_is_the_formula(n, delta):
+    marginal = np.arange(1, n + 2) / (n + 1)
+    expected = [by_hand(j, n, delta) for j in range(1, n + 2)]
+    np.testing.assert_allclose(conditional_p(marginal, n, delta), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n", [20, 99, 1000, 20_000])
+@pytest.mark.parametrize("delta", [0.01, 0.1, 0.3])
+def test_a_conditional_p_is_monotone_and_never_below_the_marginal_one(n, delta):
+    marginal = np.arange(1, n + 2) / (n + 1)
+    p = conditional_p(marginal, n, delta)
+    assert (np.diff(p) >= 0).all()
+    assert (p >= marginal - 1e-12).all() and p[-1] == 1.0
+    assert (conditional_p(marginal, n, delta / 2) >= p).all(), "more confidence costs power"
+    # At the bottom the price is a factor: 1 - delta^(1/k) against 1 / (n + 1).
+    assert p[0] * (n + 1) == pytest.approx(2 * np.log(1 / delta), rel=0.2)
+
+
+@pytest.mark.parametrize("delta", [0.1, 0.4])
+def test_calibration_sets_whose_p_values_are_too_small_are_as_rare_as_promised(rng, delta):
+    """Given the set, P(p' <= b_j) is the mass above its j-th largest score: at most b_j."""
+    n, draws = 60, 20_000
+    mass_above = np.sort(rng.uniform(size=(draws, n)), axis=1)
+    limits = conditional_p(np.arange(1, n + 1) / (n + 1), n, delta)
+    bad = (mass_above > limits).any(axis=1).mean()
+    assert bad <= delta + 3 * np.sqrt(delta * (1 - delta) / draws)
+    assert bad > 0.8 * delta, "and no more is paid than that"
+    marginal = (mass_above > np.arange(1, n + 1) / (n + 1)).any(axis=1).mean()
+    assert marginal > 0.8, "most sets are bad at some level without it"
+
+
+def test_fresh_cells_keep_the_promise_too(rng):
+    """The same by scores: at each level the false positive rate given the set, from many cells."""
+    n, delta, bad = 50, 0.2, 0
+    fresh = rng.standard_normal(20_000)
+    levels = conditional_p(np.arange(1, n + 1) / (n + 1), n, delta)
+    for _ in range(300):
+        p = conditional_p(conformal_p(fresh, rng.standard_normal(n)), n, delta)
+        rates = np.searchsorted(np.sort(p), levels, side="right") / len(p)
+        bad += bool((rates > levels + 4 * np.sqrt(levels / len(fresh))).any())
+    assert bad / 300 <= delta + 3 * np.sqrt(delta * (1 - delta) / 300)
+
+
+# ---- ranking cells among themselves
+
+
+def test_a_tail_p_is_monotone_and_a_rank_where_cells_are_usual(rng):
+    score = rng.gamma(2.0, size=500)
+    p, order = tail_p(score), np.argsort(score)
+    assert (np.diff(p[order]) <= 0).all()
+    assert (p > 0).all() and p.max() == 1.0
+    usual = score <= np.quantile(score, 0.9)
+    rank = (score[:, None] <= score[None]).mean(1)
+    np.testing.assert_allclose(p[usual], rank[usual])
+    assert (p[~usual] <= 0.1).all()
+
+
+def test_a_tail_p_does_not_change_with_the_unit_of_the_score(rng):
+    score = rng.normal(size=300)
+    np.testing.assert_allclose(tail_p(7.0 * score - 3.0), tail_p(score), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("draw", "low", "high"),
+    [
+        (lambda rng, n: rng.exponential(size=n), 0.8, 1.25),
+        # Lighter tails: p-values are too large, so fewer cells than said fall below a level.
+        (lambda rng, n: rng.normal(size=n), 0.0, 0.6),
+        (lambda rng, n: rng.uniform(size=n), 0.0, 0.05),
+        # A heavier one: too small, which the docstring says.
+        (lambda rng, n: rng.standard_t(2, size=n), 2.0, np.inf),
+    ],
+    ids=["exponential", "normal", "uniform", "heavy"],
+)
+def test_a_tail_p_is_right_of_exponential_tails_and_careful_of_lighter_ones(rng, draw, low, high):
+    p = np.concatenate([tail_p(draw(rng, 5000)) for _ in range(20)])
+    for level in (0.01, 0.002):
+        assert low <= (p <= level).mean() / level <= high
+
+
+def test_a_few_odd_cells_do_not_hide_each_other_in_the_tail(rng):
+    """Their own scores are not in the scale: a p-value far under the smallest rank."""
+    score = np.r_[rng.exponential(size=950), rng.normal(40, 1, 50)]
+    p = tail_p(score)
+    assert (p[950:] < 1e-8).all()
+    assert (false_discovery_control(p) <= 0.1)[:950].sum() <= 3
+
+
+def test_equal_scores_have_equal_tail_p_values():
+    np.testing.assert_array_equal(tail_p(np.full(30, 2.0)), np.ones(30))
+    assert len(set(tail_p(np.repeat([1.0, 2.0, 3.0], 20)))) == 3
+
+
+# ---- the combination
+
+
+def exact_cauchy(p, weights):
     with mpmath.workdps(400):
-        values = [mpmath.cot(mpmath.pi * mpmath.mpf(float(v))) for v in p]
-        return float(mpmath.acot(mpmath.fsum(values) / len(values)) / mpmath.pi) % 1.0
+        values = [
+            mpmath.mpf(float(weight)) * mpmath.cot(mpmath.pi * mpmath.mpf(float(value)))
+            for value, weight in zip(p, weights, strict=True)
+        ]
+        return float(mpmath.acot(mpmath.fsum(values)) / mpmath.pi) % 1.0
+
+
+def evenly(p):
+    """All p-values with the same weight."""
+    return cauchy_combination(p, np.full(len(p), 1 / len(p)))
 
 
 @pytest.mark.parametrize("p", [1e-300, 1e-20, 1e-15, 1e-8, 0.01, 0.3, 0.5, 0.7, 0.99, 1 - 1e-12])
 def test_one_p_value_combines_to_itself(p):
-    assert cauchy_combination(np.array([[p]]))[0] == pytest.approx(p, rel=1e-12)
-    assert cauchy_combination(np.full((6, 1), p))[0] == pytest.approx(p, rel=1e-12)
+    assert evenly(np.array([[p]]))[0] == pytest.approx(p, rel=1e-12)
+    assert evenly(np.full((6, 1), p))[0] == pytest.approx(p, rel=1e-12)
+    uneven = cauchy_combination(np.full((3, 1), p), np.array([0.5, 0.2, 0.3]))
+    assert uneven[0] == pytest.approx(p, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -215,25 +344,47 @@ def test_one_p_value_combines_to_itself(p):
     ],
 )
 def test_combination_equals_the_formula_in_four_hundred_digits(p):
-    found = cauchy_combination(np.array(p)[:, None])[0]
-    assert found == pytest.approx(exact_cauchy(p), rel=1e-9)
+    found = evenly(np.array(p)[:, None])[0]
+    assert found == pytest.approx(exact_cauchy(p, np.full(len(p), 1 / len(p))), rel=1e-9)
+    weights = np.arange(1, len(p) + 1) / sum(range(1, len(p) + 1))
+    found = cauchy_combination(np.array(p)[:, None], weights)[0]
+    assert found == pytest.approx(exact_cauchy(p, weights), rel=1e-9)
 
 
 def test_a_p_of_one_is_no_evidence():
-    assert cauchy_combination(np.array([[1.0]]))[0] == 1.0
-    assert cauchy_combination(np.array([[1.0], [0.3]]))[0] == 1.0
-    assert np.isfinite(cauchy_combination(np.array([[1.0, 1e-5], [0.3, 1.0]]))).all()
+    assert evenly(np.array([[1.0]]))[0] == 1.0
+    assert evenly(np.array([[1.0], [0.3]]))[0] == 1.0
+    assert np.isfinite(evenly(np.array([[1.0, 1e-5], [0.3, 1.0]]))).all()
 
 
-def test_combination_of_independent_p_values_is_uniform(rng):
-    combined = cauchy_combination(rng.uniform(size=(5, 20_000)))
+@pytest.mark.parametrize("weights", [[0.2] * 5, [0.5, 0.125, 0.125, 0.125, 0.125]])
+def test_combination_of_independent_p_values_is_uniform(rng, weights):
+    combined = cauchy_combination(rng.uniform(size=(5, 20_000)), np.array(weights))
     assert kstest(combined, "uniform").pvalue > 1e-3
 
 
 def test_combination_is_monotone_in_every_p():
     p = np.r_[10.0 ** np.arange(-15, -1), np.linspace(0.1, 0.9, 9), 0.999, 1 - 1e-9, 1.0]
-    combined = cauchy_combination(np.stack([p, np.full(len(p), 0.2)]))
+    combined = evenly(np.stack([p, np.full(len(p), 0.2)]))
     assert (np.diff(combined) > 0).all()
+
+
+def test_a_small_p_counts_by_its_weight():
+    """Small and alone, p counts as p / weight: cot(pi p) is nearly 1 / (pi p)."""
+    p, weights = np.array([[1e-9, 0.5], [0.5, 1e-9]]), np.array([0.8, 0.2])
+    np.testing.assert_allclose(cauchy_combination(p, weights), 1e-9 / weights, rtol=1e-6)
+
+
+def test_company_has_half_of_the_weight_and_the_other_kinds_share_the_rest():
+    assert kind_weights(["residuals", "group", "place"]).tolist() == [0.25, 0.5, 0.25]
+    assert kind_weights(["group", "residuals"]).tolist() == [0.5, 0.5]
+    assert kind_weights(["group"]).tolist() == [1.0]
+    assert kind_weights(["a", "b", "c", "d"]).tolist() == [0.25] * 4
+    for kinds in (["group", *"abcd"], list("abc"), ["a", "group"]):
+        assert kind_weights(kinds).sum() == pytest.approx(1.0)
+
+
+# ---- kinds of evidence
 
 
 def dependent_channels(rng, n):
@@ -243,20 +394,29 @@ def dependent_channels(rng, n):
     return scores | {"skewed": np.exp(shared) + rng.exponential(size=n)}
 
 
-def combined(channels, is_calibration):
-    """Each channel a kind of its own."""
-    kinds = {name: name for name in channels}
-    return combine_channels(channels, kinds, is_calibration, np.zeros(len(is_calibration)))
+def combined(channels, is_calibration, log_depth=None):
+    """Score and p-value, each channel a kind of its own."""
+    depth = np.zeros(len(is_calibration)) if log_depth is None else log_depth
+    score = combine_kinds(channels, is_calibration, depth)
+    return score, ranked_p(score, is_calibration)
 
 
-def test_channels_of_a_kind_are_averaged_and_have_one_vote(rng):
-    is_calibration = np.arange(150) < 100
+def test_channels_of_a_kind_are_averaged(rng):
     a, b, c = rng.standard_normal((3, 150))
-    kinds = {"a": "one", "b": "one", "c": "other"}
-    verdict = combine_channels({"a": a, "b": b, "c": c}, kinds, is_calibration, np.zeros(150))
-    averaged = combined({"mean": (a + b) / 2, "c": c}, is_calibration)
-    np.testing.assert_array_equal(verdict.p_value, averaged.p_value)
-    assert set(verdict.p_channel) == {"a", "b", "c"}
+    found = kind_scores({"a": a, "b": b, "c": c}, {"a": "one", "b": "one", "c": "other"})
+    assert list(found) == ["one", "other"]
+    np.testing.assert_allclose(found["one"], (a + b) / 2)
+    np.testing.assert_allclose(found["other"], c)
+
+
+def test_only_the_rank_of_a_kind_counts(rng):
+    """Whatever scale a kind of evidence has, it has one vote."""
+    is_calibration = np.arange(150) < 100
+    scores = dict(zip("abc", rng.standard_normal((3, 150)), strict=True))
+    stretched = scores | {"a": np.exp(3 * scores["a"])}
+    np.testing.assert_array_equal(
+        combined(scores, is_calibration)[0], combined(stretched, is_calibration)[0]
+    )
 
 
 def test_pearson_residuals_are_standard_under_the_model_and_bounded(rng):
@@ -270,48 +430,11 @@ def test_pearson_residuals_are_standard_under_the_model_and_bounded(rng):
     assert pearson_residuals(np.array([[-100.0]]), Gaussian(*torch.ones(2, 1, 1))).item() == -10.0
 
 
-def test_shared_axes_are_the_leading_principal_axes(rng):
-    residuals = rng.standard_normal((80, 12)) * np.arange(1, 13)
-    axes = shared_axes(80, residuals.T @ residuals, residuals.sum(0))
-    expected = np.linalg.svd(residuals - residuals.mean(0))[2][:3]
-    overlap = np.abs(axes.T @ expected.T)
-    np.testing.assert_allclose(np.sort(overlap.max(0)), 1.0, atol=1e-9)
-    two = residuals[:, :2]
-    assert shared_axes(80, two.T @ two, two.sum(0)).shape == (2, 2)
-
-
-def shared_score(residuals, is_calibration):
-    axes = shared_axes(len(residuals), residuals.T @ residuals, residuals.sum(0))
-    return shared_program_channel(residuals @ axes, is_calibration)
-
-
-def test_a_program_that_query_cells_share_is_seen_though_no_gene_stands_out(rng):
-    is_calibration = np.arange(400) < 200
-    residuals = rng.standard_normal((400, 100))
-    odd = np.arange(400) >= 340
-    residuals[odd, :40] += 0.8
-    score = shared_score(residuals, is_calibration)
-    largest = np.abs(residuals).max(1)
-    assert np.median(score[odd]) > np.quantile(score[is_calibration], 0.95)
-    assert np.median(largest[odd]) < np.quantile(largest[is_calibration], 0.8)
-
-
-def test_axes_found_with_the_query_leave_its_p_values_uniform(rng):
-    """They do not tell calibration from query cells; centre and spread cost a little."""
-    is_calibration, rates = np.arange(150) < 100, []
-    for _ in range(300):
-        residuals = rng.standard_normal((150, 20)) + rng.exponential(size=(150, 1))
-        score = shared_score(residuals, is_calibration)
-        p = conformal_p(score[~is_calibration], score[is_calibration])
-        rates.append((p <= 5 / 101 + 1e-9).mean())
-    assert np.mean(rates) == pytest.approx(5 / 101, abs=0.012)
-
-
 def test_query_p_values_are_uniform_although_channels_are_dependent(rng):
     n, p = 60, []
     for _ in range(3000):
         is_calibration = np.arange(n) > 0
-        p.append(combined(dependent_channels(rng, n), is_calibration).p_value[0])
+        p.append(combined(dependent_channels(rng, n), is_calibration)[1][0])
     p = np.array(p)
     for t in (3 / 60, 6 / 60, 15 / 60, 30 / 60):
         below = int((p <= t + 1e-9).sum())
@@ -326,30 +449,39 @@ def test_a_tail_that_is_longer_at_one_depth_does_not_make_it_odd(rng):
     skewed = (rng.chisquare(1, (4, 6000)) - 1) / np.sqrt(2)
     scores = np.where(depth < 8, skewed, rng.standard_normal((4, 6000)))
     channels = dict(zip("abcd", scores, strict=True))
-    verdict = combine_channels(channels, {name: name for name in channels}, is_calibration, depth)
     query = ~is_calibration
-    naive = combined(channels, is_calibration).score[query]
-    line = depth_line(verdict.score[is_calibration], depth[is_calibration])
-    assert abs(line(9.0) - line(7.0)) < 1e-9
-    before = abs(spearmanr(naive, depth[query]).statistic)
-    after = abs(spearmanr(verdict.score[query], depth[query]).statistic)
-    assert before > 0.1
-    assert after < 0.6 * before
+    naive = combined(channels, is_calibration)[0]
+    for free, normal in (
+        (combined(channels, is_calibration, depth)[0], is_calibration),
+        (combine_tails(channels, depth), np.full(6000, True)),
+    ):
+        line = depth_line(free[normal], depth[normal])
+        assert abs(line(9.0) - line(7.0)) < 1e-9
+        before = abs(spearmanr(naive[query], depth[query]).statistic)
+        after = abs(spearmanr(free[query], depth[query]).statistic)
+        assert before > 0.1
+        assert after < 0.6 * before
 
 
-def test_a_shifted_group_is_found_by_the_channel_that_sees_it(rng):
-    n_calibration, n_query = 300, 100
-    is_calibration = np.arange(n_calibration + n_query) < n_calibration
-    channels = dependent_channels(rng, n_calibration + n_query)
+def test_a_shifted_group_is_found_among_blind_channels(rng):
+    is_calibration = np.arange(400) < 300
+    channels = dependent_channels(rng, 400)
     channels["blind"] = rng.standard_normal(len(is_calibration))
-    odd = np.arange(len(is_calibration)) >= n_calibration + 80
+    odd = np.arange(400) >= 380
     channels["c1"][odd] += 8.0
-    verdict = combined(channels, is_calibration)
-    flagged = false_discovery_control(verdict.p_value[~is_calibration]) <= 0.1
-    assert flagged[80:].mean() > 0.8
-    leading = min(verdict.p_channel, key=lambda name: np.median(verdict.p_channel[name][odd]))
-    assert leading == "c1"
-    assert verdict.score[odd].min() > np.median(verdict.score[is_calibration])
+    score, p = combined(channels, is_calibration)
+    assert (false_discovery_control(p[~is_calibration]) <= 0.1)[80:].mean() > 0.8
+    assert score[odd].min() > np.median(score[is_calibration])
+
+
+def test_ranked_among_themselves_the_odd_come_first_too(rng):
+    channels = dependent_channels(rng, 400)
+    odd = np.arange(400) >= 385
+    channels["c1"][odd] += 12.0
+    channels["c2"][odd] += 12.0
+    score = combine_tails(channels, rng.normal(8, 0.5, 400))
+    assert set(np.argsort(-score)[:15]) == set(np.flatnonzero(odd))
+    assert (tail_p(score)[odd] < 1 / 400).all(), "smaller than any rank"
 
 
 def test_being_the_least_odd_in_one_channel_is_not_odd_and_does_not_silence_the_others(rng):
@@ -361,10 +493,10 @@ def test_being_the_least_odd_in_one_channel_is_not_odd_and_does_not_silence_the_
     channels["a"][200:] = -50.0
     for name in "bcd":
         channels[name][201] = 50.0
-    verdict = combined(channels, is_calibration)
-    assert verdict.p_channel["a"][200] == 1.0
-    assert verdict.p_value[200] > 0.5
-    assert verdict.p_value[201] < 0.05
+    p_value = combined(channels, is_calibration)[1]
+    assert ranked_p(channels["a"], is_calibration)[200] == 1.0
+    assert p_value[200] > 0.5
+    assert p_value[201] < 0.05
 
 
 def test_benjamini_hochberg_on_them_keeps_its_rate(rng):
@@ -374,8 +506,8 @@ def test_benjamini_hochberg_on_them_keeps_its_rate(rng):
     for _ in range(300):
         channels = dependent_channels(rng, 250)
         channels["c0"][odd] += 5.0
-        verdict = combined(channels, is_calibration)
-        flagged = false_discovery_control(verdict.p_value[150:]) <= alpha
+        p_value = combined(channels, is_calibration)[1]
+        flagged = false_discovery_control(p_value[150:]) <= alpha
         fdp.append((flagged & ~odd[150:]).sum() / max(1, flagged.sum()))
         power.append(flagged[odd[150:]].mean())
     error = np.std(fdp) / np.sqrt(len(fdp))
@@ -387,8 +519,42 @@ def test_benjamini_hochberg_on_them_keeps_its_rate(rng):
 
 def test_calibration_cells_p_values_are_their_ranks(rng):
     is_calibration = np.arange(120) < 100
-    verdict = combined(dependent_channels(rng, 120), is_calibration)
-    p = verdict.p_value[:100]
-    np.testing.assert_allclose(p, calibration_p(verdict.score[:100]))
+    score, p_value = combined(dependent_channels(rng, 120), is_calibration)
+    p = p_value[:100]
+    np.testing.assert_allclose(p, calibration_p(score[:100]))
     assert (p <= 0.05).mean() <= 0.05 + 1e-9
     assert p.max() < 1.0
+
+
+# ---- calibration cells that are not normal
+
+
+def test_contamination_is_what_lies_beyond_the_limit_of_its_kind():
+    normal = np.linspace(-1, 1, 2001)  # median 0, MAD 0.5
+    sd = 1.4826 * 0.5
+    for kind, limit in anomaly.CONTAMINATED.items():
+        odd = np.array([0.99, 1.01]) * limit * sd
+        found = contaminated({kind: np.r_[normal, odd]}, np.full(2003, True))
+        assert np.flatnonzero(found).tolist() == [2002]
+        found = contaminated({kind: np.r_[normal, -odd]}, np.full(2003, True))
+        assert not found.any(), "cells less odd than all others are no contamination"
+
+
+def test_contamination_is_sought_in_calibration_cells_and_by_two_kinds_of_evidence(rng):
+    is_calibration = np.arange(300) < 200
+    far = np.r_[rng.normal(size=199), 50.0, rng.normal(size=99), 50.0]
+    flat = rng.normal(size=300)
+    for kind in ("group", "residuals"):
+        found = contaminated({kind: far, "place": flat}, is_calibration)
+        assert np.flatnonzero(found).tolist() == [199], "query cells are what is sought"
+    assert not contaminated({"place": far, "unseen": far, "quality": far}, is_calibration).any()
+
+
+def test_clean_calibration_cells_lose_none(rng):
+    for _ in range(20):
+        scores = {"group": rng.normal(size=2000), "residuals": rng.gamma(5.0, size=2000)}
+        assert not contaminated(scores, np.full(2000, True)).any()
+
+
+def test_a_score_that_does_not_vary_is_not_contaminated():
+    assert not contaminated({"group": np.ones(50)}, np.full(50, True)).any()

@@ -10,8 +10,10 @@ from configuration import (
     ConfigurationError,
     check_config,
     check_covariates,
+    check_cross_fitting,
     check_files,
     files_inside,
+    is_cross_fitted,
     read_samples,
 )
 
@@ -251,6 +253,50 @@ CONFIG_FAULTS = {
         "train: {encode_covariates: true}",
         "config: train.encode_covariates: there are none; list them under train.covariates",
     ),
+    "a share of calibration cells that is too large": (
+        "anomaly: {contamination: 0.6}",
+        "config: anomaly.contamination: must be at most 0.5, not 0.6",
+    ),
+    "a contamination below zero": (
+        "anomaly: {contamination: -0.1}",
+        "config: anomaly.contamination: must be at least 0, not -0.1",
+    ),
+    "auto for a share that null finds": (
+        "anomaly: {contamination: auto}",
+        "config: anomaly.contamination: must be a number or null, not 'auto'",
+    ),
+    "YAML's yes for always": (
+        "anomaly: {by_batch: yes}",
+        "config: anomaly.by_batch: must be one of auto, always, never, not True",
+    ),
+    "an unknown guarantee": (
+        "anomaly: {guarantee: conditionally}",
+        "config: anomaly.guarantee: must be one of marginal, conditional, not 'conditionally'; did "
+        "you mean conditional?",
+    ),
+    **{
+        f"a confidence of {value}": (
+            f"anomaly: {{conditional_delta: {value}}}",
+            f"config: anomaly.conditional_delta: must be {expected}, not {value}",
+        )
+        for value, expected in ((0, "larger than 0"), (1, "smaller than 1"))
+    },
+    "one fold": (
+        "anomaly: {folds: 1}",
+        "config: anomaly.folds: must be at least 2, not 1",
+    ),
+    "too many folds": (
+        "anomaly: {folds: 51}",
+        "config: anomaly.folds: must be at most 50, not 51",
+    ),
+    "text for a check": (
+        'check: {injected: "no"}',
+        "config: check.injected: must be true or false, not 'no'",
+    ),
+    "a group by its name": (
+        "check: {held_out_group: B cells}",
+        "config: check.held_out_group: must be true or false, not 'B cells'",
+    ),
     "a covariate of both kinds": (
         "train: {covariates: [batch, age], continuous_covariates: [age]}",
         "config: train.covariates: age: stands under both kinds; remove one",
@@ -286,6 +332,18 @@ def test_the_last_of_several_seeds_must_be_a_seed_too():
     check_config(yaml.safe_load(check.format(6)), SCHEMA)
     (line,) = faults_of_config("{seed: 4294967290, stability: {n_seeds: 7}}")
     assert line.startswith("config: ") and "; " in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{contamination: 0}", "{contamination: 0.5}", "{contamination: null}"),
+        *("{by_batch: always}", "{by_batch: never}", "{folds: 2}", "{folds: 50}"),
+        "{guarantee: conditional, conditional_delta: 0.001}",
+    ],
+)
+def test_settings_of_the_detection_at_their_limits_are_taken(text):
+    check_config(yaml.safe_load(f"{{run: r, samples: s, anomaly: {text}}}"), SCHEMA)
 
 
 def test_choices_of_the_model_that_go_together_are_taken():
@@ -523,15 +581,10 @@ TABLE_FAULTS = {
         GOOD + "C a.h5ad query x\n",
         "t.tsv: row 4: 4 fields under 3 column names; check the tabs",
     ),
-    "no query": (
-        "sample path role\nA a.h5ad reference\n",
-        "t.tsv: no sample has the role query; the pipeline learns from reference cells and scores "
-        "query cells",
-    ),
     "no reference": (
-        "sample path role\nA a.h5ad query\n",
-        "t.tsv: no sample has the role reference; the pipeline learns from reference cells and "
-        "scores query cells",
+        "sample path role\nA a.h5ad query\nB b.h5ad query\n",
+        "t.tsv: no sample has the role reference; the pipeline learns from reference cells: give "
+        "it to trusted normal samples, or to all samples to rank them against each other",
     ),
 }
 
@@ -609,6 +662,42 @@ def test_all_columns_are_carried_as_text_and_the_order_stays(here):
     }
     assert samples["A-2"]["donor"] == "obs:who"
     assert samples["A-2"]["age"] == ""
+
+
+# ---- a table without a query
+
+REFERENCE_ONLY = "sample path role\nA a.h5ad reference\nB b.h5ad reference\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (REFERENCE_ONLY, True),
+        (GOOD, False),
+        # Which cells of the file are reference is not known yet; one of them may be a query cell.
+        ("sample path role\nA a.h5ad reference\nB b.h5ad obs:role\n", False),
+        ("sample path role\nA a.h5ad obs:role\n", False),
+    ],
+    ids=["reference only", "both", "one inside a file", "inside the file"],
+)
+def test_samples_that_are_all_reference_are_scored_by_cross_fitting(here, table, expected):
+    assert is_cross_fitted(read(table)) == expected
+
+
+def test_other_seeds_do_not_go_with_cross_fitting(here):
+    def config(n_seeds: int) -> dict:
+        given = {"run": "r", "samples": "t.tsv", "stability": {"n_seeds": n_seeds}}
+        return check_config(given, SCHEMA)
+
+    check_cross_fitting(config(1), read(REFERENCE_ONLY))
+    check_cross_fitting(config(2), read(GOOD))
+    with pytest.raises(ConfigurationError) as caught:
+        check_cross_fitting(config(2), read(REFERENCE_ONLY))
+    assert str(caught.value) == (
+        "config: stability.n_seeds: all samples are reference, so each cell is scored by "
+        "cross-fitting, which further seeds do not repeat; set it to 1 or give the samples to be "
+        "scored the role query"
+    )
 
 
 # ---- covariates that the table alone can judge

@@ -6,8 +6,10 @@ import torch
 from scipy import special, stats
 
 from gene_tests import (
-    ThetaShift,
+    SHIFTS,
+    HeldOutTheta,
     benjamini_yekutieli,
+    log_lower_tail,
     log_two_sided_p,
     log_upper_tail,
     randomised_p,
@@ -62,6 +64,12 @@ def test_the_far_tail_meets_the_near_one_where_scipy_still_has_digits():
     np.testing.assert_allclose(log_upper_tail(x, mu, theta), expected, rtol=1e-9)
 
 
+def test_so_does_the_lower_one():
+    x, mu, theta = np.array([0.0, 4.0, 150.0]), np.array([50.0, 90.0, 2000.0]), np.full(3, 3.0)
+    expected = stats.nbinom.logcdf(x, theta, theta / (theta + mu))
+    np.testing.assert_allclose(log_lower_tail(x, mu, theta), expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("x", [3000.0, 5.0])
 def test_a_poisson_keeps_its_digits_too(x):
     mu = 10.0 if x > 10 else 900.0
@@ -111,19 +119,56 @@ def test_randomised_p_values_are_uniform_however_rare_the_gene(mu):
     assert (p <= 1e-3).mean() == pytest.approx(1e-3, abs=6e-4)
 
 
+def dispersed(n: int, seed: int = 3):
+    """Counts of 300 genes with theta about 20, and a model that says theta = 1."""
+    rng = np.random.default_rng(seed)
+    true = np.random.default_rng(0).lognormal(np.log(20.0), 0.4, 300)
+    mu = np.full((n, 300), 400.0)
+    x = rng.poisson(rng.gamma(true, mu / true)).astype(np.float64)
+    return true, x, NegativeBinomial(*tensors(mu, np.ones(300)))
+
+
 def test_theta_follows_held_out_observations_and_leans_on_the_other_genes():
-    """The model says theta = 1; genes really have 20, give or take; 12 observations."""
-    rng = np.random.default_rng(3)
-    true = rng.lognormal(np.log(20.0), 0.4, 300)
-    mu = np.full((12, 300), 400.0)
-    model = NegativeBinomial(*tensors(mu, np.ones(300)))
-    found = ThetaShift(300)
+    true, x, model = dispersed(12)
+    found = HeldOutTheta(300)
     for rows in (slice(0, 5), slice(5, 12)):
-        x = rng.poisson(rng.gamma(true, mu[rows] / true)).astype(np.float64)
-        found.add(x, model[rows])
-    shift = found.fit()
+        found.add(x[rows], model[rows])
+    w = found.posterior()
+    np.testing.assert_allclose(w.sum(0), 1.0)
+    shift = (w * SHIFTS[:, None]).sum(0)
     assert np.exp(np.median(shift)) == pytest.approx(20.0, rel=0.12)
-    error = shift - np.log(true)
-    assert error.std() < np.log(true).std(), "better than one theta for all"
-    theta = torch.exp(shifted_theta(model, shift).log_theta)
-    np.testing.assert_allclose(theta[0], np.exp(shift))
+    assert (shift - np.log(true)).std() < np.log(true).std(), "better than one theta for all"
+
+
+def test_an_outlier_is_left_out_of_theta():
+    _, x, model = dispersed(12)
+    clean = HeldOutTheta(300)
+    clean.add(x, model)
+    x[0, :20] *= 20
+    spoiled, mended = HeldOutTheta(300), HeldOutTheta(300)
+    spoiled.add(x, model)
+    mended.add(x, model, spoiled.posterior())
+
+    def mean(found):
+        return (found.posterior() * SHIFTS[:, None]).sum(0)[:20]
+
+    assert (mean(clean) - mean(spoiled)).mean() > 0.8
+    assert (mean(clean) - mean(mended)).mean() == pytest.approx(0.0, abs=0.15)
+
+
+def test_p_values_know_that_theta_is_uncertain():
+    """From 12 observations; on 75,000 others of the same genes the tail is what it should be."""
+    _, x, model = dispersed(12)
+    found = HeldOutTheta(300)
+    found.add(x, model)
+    w = found.posterior()
+    _, others, model = dispersed(250, seed=4)
+    p = randomised_p(others, model, np.random.default_rng(5), w)
+    assert stats.kstest(p.ravel(), "uniform").statistic < 0.01
+    assert (p <= 1e-2).mean() / 1e-2 == pytest.approx(1.0, abs=0.2)
+    assert (p <= 1e-3).mean() / 1e-3 == pytest.approx(1.0, abs=0.5)
+    plugged = shifted_theta(model, float(np.median((w * SHIFTS[:, None]).sum(0))))
+    assert (randomised_p(others, plugged, np.random.default_rng(5)) <= 1e-3).mean() > 2e-3
+    whole = np.exp(log_two_sided_p(others, model, w))
+    assert (whole <= 1e-3).mean() <= (p <= 1e-3).mean()
+    assert np.abs(np.log(whole) - np.log(p)).mean() < 0.1, "counts of 400 are nearly continuous"

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from design import Design
 from job import write_parquet
 from model_inputs import LATENT_COLUMNS, embedding_of, latent_table, read_model_inputs
-from model_jobs import PRUNED, embed, prune
+from model_jobs import PRUNED, embed, prune, with_obs
 from omics_vae import inference
 from omics_vae.inference import CellElbo, Embedding, cell_elbo
 from omics_vae.model import load_model, save_model
@@ -80,6 +81,28 @@ def test_a_model_of_other_genes_is_one_line_for_the_user(inputs, tmp_path):
     with pytest.raises(SystemExit):
         prune(tmp_path, inputs, other)
     assert "the model's genes are not those" in (tmp_path / "prune_latent.log").read_text()
+
+
+def test_cells_held_out_of_the_training_do_not_prune_either(inputs, tmp_path):
+    """Those of the fold, and those of a held-out group: other counts of them change nothing."""
+    fold = np.arange(420) % 2 + 1
+    folded = with_obs(inputs, tmp_path / "in", fold=fold)
+    held = np.arange(200, 220)
+    pd.DataFrame({"cell_id": [f"cell{i}" for i in held]}).to_parquet(tmp_path / "held.parquet")
+    adata = ad.read_h5ad(folded["counts"])
+    counts = adata.X.tolil()
+    counts[np.r_[np.flatnonzero(fold == 2), held], 0] = 500
+    adata.X = counts.tocsr()
+    (tmp_path / "other").mkdir()
+    adata.write_h5ad(tmp_path / "other" / "counts.h5ad")
+    other = folded | {"counts": str(tmp_path / "other" / "counts.h5ad")}
+    kept_out = {"fold": 2, "held": str(tmp_path / "held.parquet")}
+    first = prune(tmp_path / "a", folded, inputs, **kept_out)
+    again = prune(tmp_path / "b", other, inputs, **kept_out)
+    for name, path in first.items():
+        assert again[name].read_bytes() == path.read_bytes(), name
+    seen = prune(tmp_path / "c", other, inputs, fold=2)
+    assert seen["elbo"].read_bytes() != again["elbo"].read_bytes()
 
 
 # ---- the posterior of every cell

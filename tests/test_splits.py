@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job import InputError
-from splits import split_cells
+from splits import fold_cells, split_cells
 
 SETTINGS = {"validation": 0.1, "calibration": 0.33, "by": "auto", "min_donors": 6}
 
@@ -132,7 +132,7 @@ def test_auto_needs_enough_donors_and_all_cells_to_have_one():
     ("obs", "change", "message"),
     [
         (make_obs(0), {}, "no reference cells.*role reference"),
-        (make_obs(300, 0), {}, "no query cells.*role query"),
+        (make_obs(300, 0), {}, "no query cells.*role query .* or role reference to every sample"),
         (make_obs(300), {"by": "donor"}, "300 of 300 reference cells have no donor"),
         (with_donors([200, 200]), {"by": "donor"}, "has 2 donor"),
         (make_obs(80), {}, "only 46 train cells and 50 are needed"),
@@ -160,3 +160,87 @@ def test_a_batch_or_donor_of_the_query_only_is_a_warning():
     assert len(warnings) == 1
     assert "1 donor(s) of the query are not in the reference" in warnings[0]
     assert split_cells(with_donors([60] * 6), SETTINGS, seed=0)[2] == []
+
+
+# ---- folds, where there is no query
+
+ALL = SETTINGS | {"min_donors": 4}
+
+
+def all_reference(n: int, **columns) -> pd.DataFrame:
+    return make_obs(n, 0, **columns)
+
+
+def of_donors(sizes) -> pd.DataFrame:
+    donors = np.repeat([f"d{i}" for i in range(len(sizes))], sizes)
+    return all_reference(len(donors), donor=donors)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(220, 400), n_folds=st.integers(2, 7), seed=st.integers(0, 99))
+def test_every_cell_has_one_fold_and_folds_are_even(n, n_folds, seed):
+    split, fold, by = fold_cells(all_reference(n), ALL, n_folds, seed)
+    assert by == "cell"
+    assert set(split) == {"train", "validation"}
+    assert set(fold) == set(range(1, n_folds + 1))
+    assert abs((split == "validation").sum() - 0.1 * n) <= 1
+    # Each fold gives as many cells to score, and as many of them stop the others' training.
+    for name in ("train", "validation"):
+        assert np.ptp(np.bincount(fold[split == name], minlength=n_folds + 1)[1:]) <= 1
+
+
+def test_whole_donors_go_to_a_fold():
+    obs = of_donors([60, 50, 70, 40, 80, 50, 60, 90])
+    split, fold, by = fold_cells(obs, ALL, 4, seed=3)
+    assert by == "donor"
+    assert (pd.Series(fold).groupby(obs["donor"]).nunique() == 1).all()
+    assert set(fold) == {1, 2, 3, 4}
+    shares = np.bincount(fold)[1:] / len(obs)
+    assert shares.min() > 0.15 and shares.max() < 0.35
+    # The cells that stop a training are of all donors that it sees.
+    stopping = pd.Series(split == "validation").groupby(obs["donor"]).mean()
+    assert stopping.between(0.02, 0.25).all()
+
+
+def test_folds_by_donor_need_a_donor_each():
+    assert fold_cells(of_donors([60] * 5), ALL, 5, 0)[2] == "donor"
+    assert fold_cells(of_donors([60] * 4), ALL, 5, 0)[2] == "cell"
+    assert fold_cells(of_donors([60] * 5), ALL | {"by": "cell"}, 5, 0)[2] == "cell"
+    with pytest.raises(InputError, match=r"has 4 donor\(s\) and each of the 5 folds needs one"):
+        fold_cells(of_donors([60] * 4), ALL | {"by": "donor"}, 5, 0)
+
+
+@pytest.mark.parametrize("obs", [all_reference(400), of_donors([60, 50, 70, 40, 80, 50, 60])])
+def test_names_and_seed_decide_the_fold(obs):
+    order = np.random.default_rng(0).permutation(len(obs))
+    found = fold_cells(obs, ALL, 4, seed=3)
+    permuted = fold_cells(obs.iloc[order], ALL, 4, seed=3)
+    for whole, part in zip(found[:2], permuted[:2], strict=True):
+        np.testing.assert_array_equal(whole[order], part)
+    others = [fold_cells(obs, ALL, 4, seed)[1] for seed in (4, 5, 6)]
+    assert any((found[1] != other).any() for other in others)
+
+
+def test_neighbours_in_the_file_fall_into_folds_as_chance_has_it():
+    fold = fold_cells(all_reference(2000), ALL, 5, seed=0)[1]
+    assert (fold[1:] == fold[:-1]).mean() == pytest.approx(0.2, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("obs", "n_folds", "validation", "message"),
+    [
+        (all_reference(90), 2, 0.25, "only 33 train cells and 50 are needed"),
+        (all_reference(120), 5, 0.1, "only 9 validation cells and 10 are needed"),
+        # The only large donor cannot train the model of its own fold.
+        (of_donors([400, 12, 12, 12]), 4, 0.1, "cells and .* are needed.*or split by cell"),
+    ],
+)
+def test_folds_too_small_to_train_on_are_said(obs, n_folds, validation, message):
+    with pytest.raises(InputError, match=message):
+        fold_cells(obs, ALL | {"validation": validation}, n_folds, seed=0)
+
+
+def test_just_enough_cells_for_the_folds_are_enough():
+    split, fold, _ = fold_cells(all_reference(130), ALL, 5, seed=0)
+    for held in range(1, 6):
+        assert (split[fold != held] == "validation").sum() >= 10

@@ -3,8 +3,10 @@
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -282,6 +284,63 @@ def test_a_covariate_that_no_file_has_is_one_line_for_the_user(paths, tmp_path):
     with pytest.raises(SystemExit):
         train(tmp_path, paths, continuous_covariates=["age"])
     assert "train.continuous_covariates: age: no such column" in last_line(tmp_path)
+
+
+# ---- cells that a model must not see
+
+
+def with_other_cells(paths: dict, folder: Path, changed: np.ndarray) -> dict:
+    """The same run with other counts and library sizes of some cells, their order reversed."""
+    folder.mkdir()
+    adata, sizes = ad.read_h5ad(paths["counts"]), pd.read_parquet(paths["library_size"])
+    counts = adata.X.tolil()
+    counts[changed] = 3 * adata.X[changed[::-1]] + 1 * (adata.X[changed] > 0)
+    adata.X = counts.tocsr()
+    adata.write_h5ad(folder / "counts.h5ad")
+    sizes.loc[changed, ["library_size"]] *= 7.0
+    sizes.loc[changed, ["log_offset"]] += np.log(7.0)
+    sizes.to_parquet(folder / "library_size.parquet")
+    return {name: str(folder / Path(path).name) for name, path in paths.items()}
+
+
+def test_the_model_of_a_fold_never_sees_its_cells(paths, tmp_path):
+    """Neither their counts nor their library sizes, though their split may be validation."""
+    fold = np.arange(420) % 3 + 1
+    folded = with_obs(paths, tmp_path / "in", fold=fold)
+    changed = with_other_cells(folded, tmp_path / "other", np.flatnonzero(fold == 2))
+    first = train(tmp_path / "a", folded, fold=2)
+    other = train(tmp_path / "b", changed, fold=2)
+    for name, path in first.items():
+        assert other[name].read_bytes() == path.read_bytes(), name
+    seen = train(tmp_path / "c", changed, fold=1)
+    assert (
+        seen["weights"].read_bytes()
+        != train(tmp_path / "d", folded, fold=1)["weights"].read_bytes()
+    )
+    split = np.repeat(list(SPLITS), list(SPLITS.values()))
+    n_train = ((split == "train") & (fold != 2)).sum()
+    assert summary_of(first)["n_train"] == n_train < 200
+    assert summary_of(first)["n_validation"] == ((split == "validation") & (fold != 2)).sum()
+
+
+def test_a_held_out_group_is_not_seen_either(paths, tmp_path):
+    """Cells of training, validation and calibration."""
+    held = np.r_[3:50, 210:225, 300:320]
+    table = tmp_path / "group.parquet"
+    pd.DataFrame({"cell_id": [f"cell{i}" for i in held]}).to_parquet(table)
+    changed = with_other_cells(paths, tmp_path / "other", held)
+    first = train(tmp_path / "a", paths, held=str(table))
+    other = train(tmp_path / "b", changed, held=str(table))
+    for name, path in first.items():
+        assert other[name].read_bytes() == path.read_bytes(), name
+    assert summary_of(first)["n_train"] == 200 - 47
+    assert summary_of(first)["n_validation"] == 60 - 15
+
+
+def test_no_fold_and_no_group_hold_nothing_out(trained, paths, tmp_path):
+    """A rule without the table gives an empty list."""
+    again = train(tmp_path, paths, fold=None, held=[])
+    assert again["weights"].read_bytes() == trained["weights"].read_bytes()
 
 
 # ---- warnings

@@ -18,8 +18,8 @@ ROW = 4.2  # mm a set
 def draw(table: pd.DataFrame, path: Path) -> None:
     """``path``.svg and .png: a row a set, a panel a measure.
 
-    Grey: each peer's mean over the splits, its best one circled. Orange: ours, with the splits' range.
-    Tick: the supervised oracle.
+    Grey: each peer's mean over the splits, the best circled. Orange: ours, with the range of the
+    splits. Tick: the supervised oracle.
     """
     sets = list(dict.fromkeys(table["set"]))
     figure, axes = new_figure([RANKED], 22 + ROW * len(sets), sharey=True)

@@ -103,9 +103,9 @@ if OTHER_SEEDS:
 
 rule score_doublets:
     input:
-        weights=f"{RUN}/prune/{FIT}/model.safetensors",
-        description=f"{RUN}/prune/{FIT}/model.json",
-        latent=f"{RUN}/embed/{FIT}/latent.parquet",
+        weights=scored_by(SCORED_BY, "prune/{fit}/model.safetensors"),
+        descriptions=scored_by(SCORED_BY, "prune/{fit}/model.json"),
+        latents=scored_by(SCORED_BY, "embed/{fit}/latent.parquet"),
         counts=f"{RUN}/preprocess/counts.h5ad",
         library_size=f"{RUN}/library_size/library_size.parquet",
     output:
@@ -122,6 +122,7 @@ rule score_doublets:
         gpu=GPU,
     params:
         settings=config["doublets"],
+        folds=[FOLDS.get(fit) for fit in SCORED_BY],
         seed=config["seed"],
         device=config["device"],
         code=code("score_doublets.py"),
@@ -190,11 +191,45 @@ if IS_CHECKED:
             "../scripts/check_injected.py"
 
 
+rule score_genes:
+    input:
+        weights=scored_by(SCORED_BY, "prune/{fit}/model.safetensors"),
+        descriptions=scored_by(SCORED_BY, "prune/{fit}/model.json"),
+        latents=scored_by(SCORED_BY, "embed/{fit}/latent.parquet"),
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        library_size=f"{RUN}/library_size/library_size.parquet",
+        cells=f"{RUN}/anomaly/cells.parquet",
+    output:
+        genes_tsv=f"{RUN}/genes/genes.tsv",
+        genes=f"{RUN}/genes/genes.parquet",
+        full=f"{RUN}/genes/genes_all.parquet",
+        outliers=f"{RUN}/genes/outliers.tsv",
+        summary=f"{RUN}/genes/summary.json",
+    log:
+        logs("score_genes"),
+    benchmark:
+        times("score_genes")
+    conda:
+        "../../envs/anomics.yaml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        settings=config["genes"],
+        observations=config["observations"],
+        folds=[FOLDS.get(fit) for fit in SCORED_BY],
+        seed=config["seed"],
+        device=config["device"],
+        code=code("score_genes.py"),
+    script:
+        "../scripts/score_genes.py"
+
+
 rule explain_anomalies:
     input:
-        weights=f"{RUN}/prune/{FIT}/model.safetensors",
-        description=f"{RUN}/prune/{FIT}/model.json",
-        latent=f"{RUN}/embed/{FIT}/latent.parquet",
+        weights=scored_by(SCORED_BY[:1], "prune/{fit}/model.safetensors"),
+        descriptions=scored_by(SCORED_BY[:1], "prune/{fit}/model.json"),
+        latents=scored_by(SCORED_BY[:1], "embed/{fit}/latent.parquet"),
         counts=f"{RUN}/preprocess/counts.h5ad",
         library_size=f"{RUN}/library_size/library_size.parquet",
         cells=f"{RUN}/anomaly/cells.parquet",
@@ -219,6 +254,7 @@ rule explain_anomalies:
     resources:
         gpu=GPU,
     params:
+        folds=[FOLDS.get(fit) for fit in SCORED_BY[:1]],
         seed=config["seed"],
         device=config["device"],
         code=code("explain_anomalies.py"),

@@ -90,12 +90,19 @@ def closing_words(run, summaries):
         for path in filter(os.path.exists, summaries)
         for line in json.loads(Path(path).read_text(encoding="utf-8"))["warnings"]
     ]
+    n, of = found["n_anomalies"], found["n_query"]
+    verdict = (
+        f"{n} of {of} {config['observations']} stand out (a ranking, no FDR guarantee)"
+        if found["is_ranking"]
+        else f"{n} of {of} query {config['observations']} do not fit the reference (false discovery "
+        f"rate {found['alpha']:g}, {found['n_calibration']} calibration {config['observations']})"
+    )
     return "\n".join(
         [
             "",
-            f"{found['n_anomalies']} of {found['n_query']} query cells do not fit the reference "
-            f"(false discovery rate {found['alpha']:g}, {found['n_calibration']} calibration cells)",
+            verdict,
             f"  warnings  {len(warnings) or 'none'}",
+            f"  patterns  {run}/patterns/patterns.tsv",
             f"  report    {run}/report.html",
             f"  cells     {run}/anomaly/cells.tsv",
             f"  scanpy    {run}/annotated.h5ad",

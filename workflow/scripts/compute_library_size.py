@@ -185,17 +185,17 @@ def summarise(cells: pd.DataFrame, sizes: np.ndarray, totals: np.ndarray, method
     ----------
     cells: obs of counts.h5ad (role). sizes, totals: (cells,).
     """
-    by_role = {
-        role: quantiles(pd.Series(sizes[(cells["role"].astype(str) == role).to_numpy()]))
-        for role in ("reference", "query")
-    }
-    reference, query = by_role["reference"]["median"], by_role["query"]["median"]
+    role = cells["role"].astype(str).to_numpy()
+    by_role = {name: quantiles(pd.Series(sizes[role == name])) for name in sorted(set(role))}
+    # Without a query all cells are reference.
+    medians = [by_role[name]["median"] for name in ("query", "reference") if name in by_role]
+    ratio = medians[0] / medians[-1]
     warnings = []
-    if not 1 / MAX_MEDIAN_RATIO <= query / reference <= MAX_MEDIAN_RATIO:
+    if not 1 / MAX_MEDIAN_RATIO <= ratio <= MAX_MEDIAN_RATIO:
         warnings.append(
-            f"the median library size is {reference:.4g} in reference and {query:.4g} in query "
-            "cells, so depth and role are confounded; look at the depth checks of the anomaly "
-            "stage, or thin the deeper cells to the depth of the others"
+            f"the median library size is {medians[1]:.4g} in reference and {medians[0]:.4g} in "
+            "query cells, so depth and role are confounded; look at the depth checks of the "
+            "anomaly stage, or thin the deeper cells to the depth of the others"
         )
     median, total = float(np.median(sizes)), float(np.median(totals))
     if not 1 / MAX_SCALE_RATIO <= median / total <= MAX_SCALE_RATIO:
@@ -216,7 +216,7 @@ def summarise(cells: pd.DataFrame, sizes: np.ndarray, totals: np.ndarray, method
         "median": median,
         "median_total_counts": total,
         "by_role": by_role,
-        "query_over_reference": query / reference,
+        "query_over_reference": ratio,
         "spread_over_total_counts": spread,
         "spearman_total_counts": _spearman(sizes, totals),
         "warnings": warnings,

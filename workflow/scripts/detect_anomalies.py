@@ -7,12 +7,12 @@ from scipy.stats import binom, spearmanr
 
 from detection import CROSS_FITTING, POOLED, detect, detect_cross_fitted
 from evidence_channels import CHANNELS
-from held_cells import Cells, read_cells
+from held_cells import Cells, read_fits
 from job import job, write_json, write_parquet, write_tsv
 from model_inputs import device_or_error
 from omics_vae.anomaly import conditional_p
 from omics_vae.inference import cell_elbo
-from omics_vae.model import VAE, load_model
+from omics_vae.model import VAE
 
 DEPTH_FIFTHS = 5
 NOMINAL = 0.05
@@ -88,7 +88,6 @@ def summarise(table: pd.DataFrame, settings: dict) -> dict:
     summary = {
         "is_ranking": is_ranking,
         "alpha": settings["alpha"],
-        "gene_alpha": settings["gene_alpha"],
         "guarantee": settings["guarantee"],
         "n_calibration": 0 if is_ranking else n,
         "n_query": m,
@@ -154,8 +153,8 @@ def calibration_warnings(summary: dict) -> list[str]:
         found.append(
             f"Only {100 * summary['share_above_half']:.0f} % of the query cells that were not "
             "flagged have p > 0.5, as half of normal cells would: the whole query lies apart from "
-            "the reference, by condition or by batch; bring reference cells of the same batches or more donors "
-            "(preprocess.split.by: donor) to tell the two apart."
+            "the reference, by condition or by batch; bring reference cells of the same batches or "
+            "of more donors (preprocess.split.by: donor) to tell the two apart."
         )
     if "unseen_genes" not in summary["channels"]:
         found.append(
@@ -199,17 +198,6 @@ def _warnings_of_depth(summary: dict) -> list[str]:
                 f"p <= {NOMINAL:g} where 5 % are expected; read hits of that depth with care."
             )
     return found
-
-
-def read_fits(files, folds: list[int | None]) -> list[tuple[VAE, Cells]]:
-    """Each scoring model with all cells, those that it scores as its query."""
-    fits = []
-    paths = zip(files.weights, files.descriptions, files.latents, folds, strict=True)
-    for weights, description, latent, fold in paths:
-        model, content = load_model(weights, description)
-        cells = read_cells(files.counts, files.library_size, latent, content, fold)
-        fits.append((model, cells))
-    return fits
 
 
 def elbo_of(fits: list[tuple[VAE, Cells]], device) -> pd.Series:

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from held_cells import Cells, read_cells
+from held_cells import Cells, read_fits
 from job import job, write_json, write_parquet, write_tsv
 from model_inputs import device_or_error
-from omics_vae.model import VAE, load_model
+from omics_vae.model import VAE
 from pattern_tables import (
     group_table,
     pattern_table,
@@ -217,8 +217,8 @@ if __name__ == "__main__":
         source, output, seed = snakemake.input, snakemake.output, snakemake.params.seed
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(snakemake.params.device)
-        model, description = load_model(source.weights, source.description)
-        cells = read_cells(source.counts, source.library_size, source.latent, description)
+        # Without a query the first fold's model explains the flagged cells of all folds.
+        [(model, cells)] = read_fits(source, snakemake.params.folds)
         verdict = pd.read_parquet(source.cells)
         hits = pd.read_parquet(source.genes, columns=["cell_id"])
         doublets = pd.read_parquet(source.doublets).set_index("cell_id")

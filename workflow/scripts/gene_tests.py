@@ -1,5 +1,7 @@
 """Two-sided p-values of counts without loss in the far tail, and what is made of them."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from scipy import special
@@ -13,7 +15,8 @@ POISSON_THETA = 1e12  # a negative binomial that no count can tell from a Poisso
 TERMS = 10_000  # of a series, at most; a far tail takes tens
 TINY = 1e-300
 # Gene by gene the log of theta moves by one of these steps from the model's.
-SHIFTS = np.linspace(-3.0, 5.0, 65)
+SHIFTS = np.linspace(-3.0, 6.0, 46)
+NEGLIGIBLE = 1e-7  # probability of a shift
 EM_STEPS = 200
 OUTLYING_P = 1e-3  # below it a count says nothing of how the usual ones scatter
 SMALLEST_SPREAD = 0.05  # of the shifts over genes: below it they are one
@@ -65,12 +68,25 @@ def _not_zero(values: np.ndarray) -> np.ndarray:
     return np.where(np.abs(values) < TINY, TINY, values)
 
 
-def log_two_sided_p(x: np.ndarray, expected: Likelihood) -> np.ndarray:
+def log_two_sided_p(
+    x: np.ndarray, expected: Likelihood, theta: np.ndarray | None = None
+) -> np.ndarray:
     """Natural log of ``2 min(1/2, P(X <= x), P(X >= x))`` of every count, however small.
 
-    ``x`` float64 (cells, genes) and its distribution (float64). Source: Brechtmann et al. 2018
-    (OUTRIDER), doi:10.1016/j.ajhg.2018.10.025.
+    ``x`` float64 (cells, genes) and its distribution (float64); with ``theta``, a posterior of
+    :class:`HeldOutTheta`, the average over it. Source: Brechtmann et al. 2018 (OUTRIDER),
+    doi:10.1016/j.ajhg.2018.10.025.
     """
+    if theta is None:
+        return _log_two_sided_p(x, expected)
+    result = np.full(x.shape, -np.inf)
+    for genes, w, one in possible(expected, theta):
+        log_p = np.log(w) + _log_two_sided_p(x[:, genes], one)
+        result[:, genes] = np.logaddexp(result[:, genes], log_p)
+    return np.minimum(result, 0.0)
+
+
+def _log_two_sided_p(x: np.ndarray, expected: Likelihood) -> np.ndarray:
     if isinstance(expected, Gaussian):
         distance = np.abs(expected.pearson_residual(x))
         return np.minimum(0.0, LOG_2 + special.log_ndtr(-distance))
@@ -88,7 +104,7 @@ def log_two_sided_p(x: np.ndarray, expected: Likelihood) -> np.ndarray:
 
 
 def _far(x: np.ndarray, expected: Likelihood) -> np.ndarray:
-    """:func:`log_two_sided_p` of counts (n,) so far out that the tail underflows."""
+    """The same of counts (n,) so far out that the tail underflows."""
     if isinstance(expected, Poisson):
         mu = expected.mean.numpy()
         theta, lost = np.full_like(mu, POISSON_THETA), None
@@ -133,29 +149,16 @@ def benjamini_yekutieli(log_p: np.ndarray) -> np.ndarray:
     return result
 
 
-def randomised_p(x: np.ndarray, expected: Likelihood, rng: np.random.Generator) -> np.ndarray:
-    """Two-sided p-values that are uniform if the distribution is right, though counts are whole.
-
-    The tail takes a random share of P(X = x): ``2 min(t, 1 - t)``, t uniform between P(X < x) and
-    P(X <= x). For checks only: chance has a say in them. Source: Dunn & Smyth 1996,
-    doi:10.1080/10618600.1996.10474708.
-    """
-    below, above = expected.cdf(x - 1.0), expected.sf(x)
-    if isinstance(expected, Gaussian):
-        return 2.0 * np.minimum(expected.cdf(x), above)
-    share, of_x = rng.random(x.shape), np.maximum(1.0 - below - above, 0.0)
-    return 2.0 * np.minimum(below + share * of_x, above + (1.0 - share) * of_x)
-
-
-class ThetaShift:
-    r"""How far held-out observations put log theta of each gene from the model's.
+class HeldOutTheta:
+    r"""What held-out observations say of theta, gene by gene, beside what the model says.
 
     .. math:: \log \theta'_{ig} = \log \theta_{ig} + \delta_g, \qquad \delta_g \sim N(a, s^2)
 
     Training tells theta from residuals that its mean was fitted to, under a prior made for cells
     (log theta near 0). Observations that it has not seen tell what the expectation is worth: their
-    scatter holds the error of the mean too. Few observations say little about one gene, so
-    a and s^2 are learned from all genes (empirical Bayes) and each gene is drawn towards them.
+    scatter holds the error of the mean too. Few observations say little about one gene, so a and
+    s^2 are learned from all genes (empirical Bayes), and p-values are averaged over what remains
+    possible, as a t-test does with an uncertain variance.
     """
 
     def __init__(self, n_genes: int):
@@ -169,31 +172,63 @@ class ThetaShift:
     ) -> None:
         """Count in some held-out observations (cells, genes).
 
-        ``first`` (genes,): an estimate under which counts of p < 0.001 are outliers and left out;
-        a single one can halve theta, and with it the evidence against itself.
+        ``first``: a posterior under which counts of p < 0.001 are outliers and left out; a single
+        one can halve theta, and with it the evidence against itself.
         """
         usual = np.ones(x.shape, dtype=bool)
         if first is not None:
-            usual = log_two_sided_p(x, shifted_theta(expected, first)) >= np.log(OUTLYING_P)
+            usual = log_two_sided_p(x, expected, first) >= np.log(OUTLYING_P)
         counts, weight = torch.from_numpy(x), torch.from_numpy(usual)
         for k, shift in enumerate(SHIFTS):
-            shifted = shifted_theta(expected, np.full(x.shape[1], shift))
-            self.log_likelihood[k] += (shifted.log_prob(counts) * weight).sum(0).numpy()
+            log_prob = shifted_theta(expected, shift).log_prob(counts)
+            self.log_likelihood[k] += (log_prob * weight).sum(0).numpy()
 
-    def fit(self) -> np.ndarray:
-        """The posterior mean of delta of each gene (genes,)."""
+    def posterior(self) -> np.ndarray:
+        """The probability of each of ``SHIFTS`` for each gene (shifts, genes)."""
         centre, variance = 0.0, 1.0
         for _ in range(EM_STEPS):
             log_w = self.log_likelihood - 0.5 * (SHIFTS[:, None] - centre) ** 2 / variance
-            w = special.softmax(log_w, axis=0) / log_w.shape[1]
-            centre = float((w * SHIFTS[:, None]).sum())
-            spread = float((w * (SHIFTS[:, None] - centre) ** 2).sum())
+            w = special.softmax(log_w, axis=0)
+            centre = float((w.mean(1) * SHIFTS).sum())
+            spread = float((w.mean(1) * (SHIFTS - centre) ** 2).sum())
             variance = max(spread, SMALLEST_SPREAD**2)
-        return (w * SHIFTS[:, None]).sum(0) * log_w.shape[1]
+        return w
 
 
-def shifted_theta(expected: Likelihood, shift: np.ndarray) -> Likelihood:
-    """The same likelihood with log theta moved by ``shift`` (genes,)."""
+def shifted_theta(expected: Likelihood, shift: float) -> Likelihood:
+    """The same likelihood with log theta moved by ``shift``."""
     values = {name: getattr(expected, name) for name in expected.__dataclass_fields__}
-    values["log_theta"] = values["log_theta"] + torch.from_numpy(shift)
-    return type(expected)(**values)
+    return type(expected)(**values | {"log_theta": values["log_theta"] + shift})
+
+
+def possible(expected: Likelihood, theta: np.ndarray | None) -> Iterator[tuple]:
+    """The distributions that a posterior of theta leaves possible.
+
+    Yields positions of genes, the probability of a shift for each, and the likelihood of those
+    genes under it. ``theta`` None: the model's own distribution alone.
+    """
+    if theta is None:
+        yield slice(None), 1.0, expected
+        return
+    for shift, w in zip(SHIFTS, theta, strict=True):
+        genes = np.flatnonzero(w > NEGLIGIBLE)
+        if len(genes):
+            yield genes, w[genes], shifted_theta(expected, float(shift))[:, genes]
+
+
+def randomised_p(
+    x: np.ndarray, expected: Likelihood, rng: np.random.Generator, theta: np.ndarray | None = None
+) -> np.ndarray:
+    """Two-sided p-values that are uniform if the distribution is right, though counts are whole.
+
+    The tail takes a random share of P(X = x): ``2 min(t, 1 - t)``, t uniform between P(X < x) and
+    P(X <= x). For checks only: chance has a say in them. Source: Dunn & Smyth 1996,
+    doi:10.1080/10618600.1996.10474708.
+    """
+    is_whole = not isinstance(expected, Gaussian)
+    below, above = np.zeros(x.shape), np.zeros(x.shape)
+    for genes, w, one in possible(expected, theta):
+        below[:, genes] += w * one.cdf(x[:, genes] - is_whole)
+        above[:, genes] += w * one.sf(x[:, genes])
+    share, of_x = rng.random(x.shape), np.maximum(1.0 - below - above, 0.0)
+    return 2.0 * np.minimum(below + share * of_x, above + (1.0 - share) * of_x)

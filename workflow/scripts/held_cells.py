@@ -12,7 +12,7 @@ from job import InputError
 from model_inputs import embedding_of, hold_out, read_library_size
 from omics_vae.data import CountData
 from omics_vae.inference import Embedding, embed
-from omics_vae.model import VAE
+from omics_vae.model import VAE, load_model
 
 
 @dataclass(frozen=True)
@@ -127,3 +127,14 @@ def read_cells(
         in_model=in_model,
         design=Design(**description["design"]),
     )
+
+
+def read_fits(files, folds: list[int | None]) -> list[tuple[VAE, Cells]]:
+    """Each scoring model with all cells, those that it scores as its query."""
+    fits = []
+    paths = zip(files.weights, files.descriptions, files.latents, folds, strict=True)
+    for weights, description, latent, fold in paths:
+        model, content = load_model(weights, description)
+        cells = read_cells(files.counts, files.library_size, latent, content, fold)
+        fits.append((model, cells))
+    return fits

@@ -98,10 +98,9 @@ def _draw_causes(ax: Axes, cells: pd.DataFrame, rows: list[str]) -> pd.DataFrame
     share = share.div(cells["pattern"].replace("", NO_PATTERN).value_counts().reindex(rows), axis=0)
     order = [name for name in share.columns if name != "none found"]
     share = share[[*order, *(name for name in share.columns if name == "none found")]]
-    ax.imshow(share.to_numpy(float), cmap="Greys", vmin=0, vmax=1, aspect="auto")
+    ax.imshow(share.to_numpy(float), cmap="Greys", vmin=0, vmax=2, aspect="auto")
     for (row, column), value in np.ndenumerate(share.to_numpy(float)):
-        colour = "white" if value > 0.6 else "black"
-        ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour)
+        ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center")
     ax.set_xticks(range(share.shape[1]), share.columns, rotation=30, ha="right")
     ax.set_yticks(range(len(rows)), rows)
     ax.tick_params(length=0)

@@ -159,13 +159,14 @@ class Reference:
     cells: Cells  # all of them
     nearest: np.ndarray  # their groups
     made_of: Cells  # train and validation, which made the profile
-    held_out: Cells  # calibration, some of them where there are many
+    held_out: Cells  # calibration, or without a query what the model scores; some of many
     nearest_held_out: np.ndarray
 
     @classmethod
     def of(cls, model: VAE, cells: Cells, seed: int, device) -> "Reference":
         """From the reference cells among ``cells``."""
         made_of, held_out = cells.of("train", "validation"), cells.of("calibration")
+        held_out = held_out if len(held_out) else cells.of("query")
         held_out = held_out.take(some_of(held_out.obs.index, HELD_OUT_CELLS))
         groups = reference_groups(made_of.latent, made_of.obs, seed)
         profile = ReferenceProfile.fit(model, made_of, groups, seed, device)

@@ -151,16 +151,16 @@ STABILITY = (
 )
 FLAGGED = (
     Column("cell_id", "Cell", text, False),
-    Column("sample", "Sample", text, False),
-    Column("library_size", "Library size", digits),
     Column("score", "Score", digits),
-    Column("p_value", "p", digits),
     Column("q_value", "q", digits),
     Column("pattern", "Pattern", text, False),
+    Column("genes", "Genes that make it odd", text, False),
     Column("nearest_reference", "Nearest reference", text, False),
     Column("technical_cause", "Technical cause", text, False),
     Column("doublet_probability", "Doublet", percent),
-    Column("genes", "Genes that make it odd", text, False),
+    Column("p_value", "p", digits),
+    Column("sample", "Sample", text, False),
+    Column("library_size", "Library size", digits),
 )
 PATTERNS = (
     Column("pattern", "Pattern", text, False),

@@ -144,9 +144,10 @@ def _preprocessing(config: dict, stages: dict[str, dict]) -> str:
     )
     split = SPLIT_BY.get(found.get("split_by", ""), "cells")
     if stages["anomaly"]["is_ranking"]:
+        n_folds, share = config["anomaly"]["folds"], config["preprocess"]["split"]["validation"]
         sentences.append(
-            f"All cells were dealt to {_setting(config, 'anomaly.folds')} folds by {split}; a "
-            f"share of {_setting(config, 'preprocess.split.validation')} of them stopped the training."
+            f"All cells were dealt to {n_folds} folds by {split}; a share of {share} stopped the "
+            "training."
         )
     else:
         sentences.append(

@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 
 from doublet_model import fit_doublets
 from doublets import Doublets
-from held_cells import Cells, read_cells
+from held_cells import Cells, read_fits
 from job import job, write_json, write_parquet
 from model_inputs import device_or_error
-from omics_vae.model import load_model
+from omics_vae.model import VAE
 from reference_groups import reference_groups
 
 MAX_REFERENCE = 5000  # a classifier of a few dozen coefficients gains nothing from more
@@ -133,35 +133,38 @@ def doublet_warnings(summary: dict) -> list[str]:
     return found
 
 
+def score_fit(
+    model: VAE, cells: Cells, rate: float, seed: int, device
+) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
+    """cells.parquet of the cells that a model scores; held-out rows and groups of its reference."""
+    reference, groups = choose_reference(cells, seed)
+    scored = cells.of("calibration", "query")
+    # By the encoder alone, as the doublets are, also where the latent file holds refined ones.
+    reference, scored = (
+        part.with_counts(part.counts, model, device) for part in (reference, scored)
+    )
+    fitted, held_out = fit_doublets(reference, rate, seed, model, device)
+    verdict, near = fitted.score(scored)
+    identity = {
+        "cell_id": scored.obs.index.to_numpy(),
+        "sample": scored.obs["sample"].astype(str).to_numpy(),
+        "split": scored.split,
+    }
+    named = parents(groups, fitted.doublets, near)
+    return pd.concat([pd.DataFrame(identity), verdict, named], axis=1), held_out, groups
+
+
 if __name__ == "__main__":
     with job(snakemake) as log:
         params, output = snakemake.params, snakemake.output
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        model, description = load_model(snakemake.input.weights, snakemake.input.description)
-        cells = read_cells(
-            snakemake.input.counts,
-            snakemake.input.library_size,
-            snakemake.input.latent,
-            description,
-        )
-        reference, groups = choose_reference(cells, params.seed)
-        scored = cells.of("calibration", "query")
-        # By the encoder alone, as the doublets are, also where the latent file holds refined ones.
-        reference, scored = (
-            part.with_counts(part.counts, model, device) for part in (reference, scored)
-        )
         rate = params.settings["rate"]
-        fitted, held_out = fit_doublets(reference, rate, params.seed, model, device)
-        verdict, near = fitted.score(scored)
-        identity = {
-            "cell_id": scored.obs.index.to_numpy(),
-            "sample": scored.obs["sample"].astype(str).to_numpy(),
-            "split": scored.split,
-        }
-        named = parents(groups, fitted.doublets, near)
-        table = pd.concat([pd.DataFrame(identity), verdict, named], axis=1)
-        summary = summarise(table, held_out, groups, rate)
+        fits = read_fits(snakemake.input, params.folds)
+        found = [score_fit(model, cells, rate, params.seed, device) for model, cells in fits]
+        table = pd.concat([part for part, _, _ in found], ignore_index=True)
+        # Without a query every fold has a classifier of its own, alike; the first one is reported.
+        summary = summarise(table, *found[0][1:], rate)
         write_parquet(table, output.cells)
         write_json(summary | {"warnings": doublet_warnings(summary)}, output.summary)
         log.info("score_doublets: %d of %d query cells", summary["n_likely"], summary["n_query"])

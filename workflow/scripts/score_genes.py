@@ -11,22 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from detect_anomalies import read_fits
 from gene_tests import (
     LOG_10,
-    ThetaShift,
+    SHIFTS,
+    HeldOutTheta,
     benjamini_yekutieli,
     log_two_sided_p,
     randomised_p,
-    shifted_theta,
     z_score,
 )
-from held_cells import Cells
+from held_cells import Cells, read_fits
 from job import job, write_atomically, write_json, write_parquet, write_tsv
 from model_inputs import device_or_error
 from omics_vae import anomaly
 from omics_vae.inference import decoded
-from omics_vae.likelihoods import Likelihood, NegativeBinomial
+from omics_vae.likelihoods import NegativeBinomial
 from omics_vae.model import VAE
 
 HIT_COLUMNS = [
@@ -48,9 +47,9 @@ FULL_TABLE = pa.schema(
         ("log10_p", pa.float32()),
     ]
 )
-# A sample is aberrant when more of its genes are outliers, as in DROP (Yepez et al. 2021,
-# doi:10.1038/s41596-020-00462-5).
-ABERRANT_SHARE = 0.001
+# A sample is aberrant when more of its genes are outliers: the share as in DROP (Yepez et al. 2021,
+# doi:10.1038/s41596-020-00462-5), and a number for runs with few genes.
+ABERRANT_SHARE, ABERRANT_GENES = 0.001, 10
 LEVELS = (0.01, 0.001, 0.0001)
 CHECKED_CELLS = 500  # held-out normal cells on which the p-values are checked, at most
 # Times as many p-values below 0.001 as there should be: beyond it the report warns.
@@ -58,13 +57,13 @@ WORST_RATIO = 3.0
 
 
 def gene_blocks(
-    model: VAE, cells: Cells, rates: np.ndarray, shift: np.ndarray | None, device
+    model: VAE, cells: Cells, rates: np.ndarray, theta: np.ndarray | None, device
 ) -> Iterator[dict]:
     """Every gene of some cells, in blocks: a dict of arrays (cells, genes) and the cells' names.
 
-    Genes of the model are held against what it decodes, theta moved by ``shift``; all others
-    against the reference's pooled ``rates`` at the cell's depth, under a negative binomial with
-    theta = 1, which is generous. q is Benjamini-Yekutieli within the cell.
+    Genes of the model are held against what it decodes, theta by the posterior ``theta``; all
+    others against the reference's pooled ``rates`` at the cell's depth, under a negative binomial
+    with theta = 1, which is generous. q is Benjamini-Yekutieli within the cell.
     """
     step = max(1, BLOCK_VALUES // len(cells.genes))
     for start in range(0, len(cells), step):
@@ -75,7 +74,7 @@ def gene_blocks(
             expected = part.size[:, None] * rates
             log_p = _pooled_log_p(observed, expected)
             expected[:, part.in_model] = model.as_counts(likelihood.mean, part.size)
-            log_p[:, part.in_model] = log_two_sided_p(x, _shifted(likelihood, shift))
+            log_p[:, part.in_model] = log_two_sided_p(x, likelihood, theta)
             yield {
                 "names": part.obs.index.to_numpy(),
                 "observed": observed,
@@ -87,10 +86,6 @@ def gene_blocks(
             }
 
 
-def _shifted(likelihood: Likelihood, shift: np.ndarray | None) -> Likelihood:
-    return likelihood if shift is None else shifted_theta(likelihood, shift)
-
-
 def _pooled_log_p(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
     null = NegativeBinomial(
         torch.from_numpy(np.log(expected)), torch.full((1, 1), np.log(anomaly.POOLED_THETA))
@@ -99,24 +94,29 @@ def _pooled_log_p(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def held_out_theta(fits: list[tuple[VAE, Cells]], device) -> np.ndarray | None:
-    """:class:`ThetaShift` of all fits, twice, the second time without outliers (genes,).
+    """The posterior of theta (shifts, genes) from all fits, the second time without outliers.
 
     From normal observations that the models have not seen: validation and calibration, or without
     calibration, in cross-fitting, what each model scores. None where the likelihood has no theta.
     """
     if not hasattr(fits[0][0], "log_theta"):
         return None
-    shift = None
+    theta = None
     for _ in range(2):
-        found = ThetaShift(len(fits[0][1].in_model))
+        found = HeldOutTheta(len(fits[0][1].in_model))
         for model, cells in fits:
             held_out = cells.of("validation", "calibration")
             if not (held_out.split == "calibration").any():
                 held_out = cells.of("query")
             for _, x, likelihood in decoded(model, held_out.data, held_out.posterior, device):
-                found.add(x, likelihood, shift)
-        shift = found.fit()
-    return shift
+                found.add(x, likelihood, theta)
+        theta = found.posterior()
+    return theta
+
+
+def median_ratio(theta: np.ndarray) -> float:
+    """Median over genes of the re-estimated theta over the model's."""
+    return float(np.exp(np.median((theta * SHIFTS[:, None]).sum(0))))
 
 
 def table_of(block: dict, rows: np.ndarray, genes: np.ndarray, names: pd.Index) -> pd.DataFrame:
@@ -190,7 +190,7 @@ class FullTable:
 
 
 def check_on_normal(
-    fits: list[tuple[VAE, Cells]], shift: np.ndarray | None, seed: int, device
+    fits: list[tuple[VAE, Cells]], theta: np.ndarray | None, seed: int, device
 ) -> dict:
     """Randomised p-values of held-out normal cells: share below each level over the level.
 
@@ -204,7 +204,7 @@ def check_on_normal(
     chosen = np.sort(rng.permutation(len(normal))[:CHECKED_CELLS])
     normal, below, n = normal.take(chosen), np.zeros(len(LEVELS)), 0
     for _, x, likelihood in decoded(model, normal.data, normal.posterior, device):
-        p = randomised_p(x, _shifted(likelihood, shift), rng)
+        p = randomised_p(x, likelihood, rng, theta)
         below += [(p <= level).sum() for level in LEVELS]
         n += p.size
     ratio = below / (n * np.array(LEVELS))
@@ -237,7 +237,7 @@ def score(
     full_table: str,
     device,
 ) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray | None, int]:
-    """Hits, outliers per query cell, the shift of theta, and the rows of the full table.
+    """Hits, outliers per query cell, the posterior of theta, and the rows of the full table.
 
     ``verdict``: cells.parquet; ``full_table``: the path to write it to.
     """
@@ -246,22 +246,23 @@ def score(
     everyone, none = query["cell_id"].to_numpy(), np.array([], dtype=object)
     reported = everyone if is_bulk else flagged
     kept = {"query": everyone, "flagged": flagged, "none": none}[settings["full_table"]]
-    shift = held_out_theta(fits, device) if is_bulk else None
+    theta = held_out_theta(fits, device) if is_bulk else None
     hits, outliers = [pd.DataFrame(columns=HIT_COLUMNS)], []
     full = FullTable(full_table, fits[0][1], kept)
     for model, cells in fits:
         seen = cells.of("train", "validation")
         rates = anomaly.pooled_rates(seen.counts, seen.size)
-        for block in gene_blocks(model, cells.of("query"), rates, shift, device):
+        for block in gene_blocks(model, cells.of("query"), rates, theta, device):
             hits.append(hits_of(block, reported, cells, settings["alpha"]))
             outliers.append(outliers_of(block, settings["alpha"], cells.genes))
             full.add(block)
     full.writer.close()
     table = query.merge(pd.concat(outliers), on="cell_id", validate="one_to_one")
     if is_bulk:
-        table["is_aberrant"] = table["share"] > ABERRANT_SHARE
+        many = table["n_outlier_genes"] > ABERRANT_GENES
+        table["is_aberrant"] = many & (table["share"] > ABERRANT_SHARE)
     hits = pd.concat([part for part in hits if len(part)] or hits[:1], ignore_index=True)
-    return hits, table, shift, full.n_rows
+    return hits, table, theta, full.n_rows
 
 
 if __name__ == "__main__":
@@ -277,8 +278,8 @@ if __name__ == "__main__":
             output.full,
             lambda path: found.extend(score(fits, verdict, settings, is_bulk, path, device)),
         )
-        hits, outliers, shift, n_rows = found
-        check = check_on_normal(fits, shift, params.seed, device)
+        hits, outliers, theta, n_rows = found
+        check = check_on_normal(fits, theta, params.seed, device)
         write_parquet(hits, output.genes)
         write_tsv(hits, output.genes_tsv)
         write_tsv(outliers, output.outliers)
@@ -296,7 +297,7 @@ if __name__ == "__main__":
                 "n_aberrant": int(outliers["is_aberrant"].sum()) if is_bulk else None,
                 "full_table": settings["full_table"],
                 "n_rows_full_table": n_rows,
-                "median_theta_ratio": None if shift is None else float(np.exp(np.median(shift))),
+                "median_theta_ratio": None if theta is None else median_ratio(theta),
                 "null_ratio": check,
                 "warnings": gene_warnings(check, outliers, params.observations.removesuffix("s")),
             },
