@@ -1,13 +1,13 @@
 """A plausible finished run, invented: every table and summary that figures and report read.
 
     write_fake_run(folder, n_samples=3, n_cells=900, share_odd=0.05)
+    write_fake_run(folder, is_ranking=True)     # without a query
     write_optional_stages(folder)     # likelihood: auto, a grid of betas, three seeds
+    write_check(folder)               # anomalies put into normal cells
 
 The cells are points of a few groups, not counts of real genes; nothing here is a result.
 """
 
-import json
-import math
 from pathlib import Path
 
 import anndata
@@ -15,29 +15,21 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from fake_reasons import save, summary, write_reasons
+
 N_GENES = 60
 N_LATENT = 6
 SPLITS = ("train", "validation", "calibration")
 HOSTILE = "<script>alert(1)</script>"
 
 
-def _save(table: pd.DataFrame, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".tsv":
-        table.to_csv(path, sep="\t", index=False, na_rep="NA")
-    else:
-        table.to_parquet(path, index=False)
-
-
-def _summary(path: Path, warnings: list[str] | None = None, /, **content) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**content, "warnings": warnings or []}), encoding="utf-8")
-
-
-def make_cells(n_samples: int, n_cells: int, share_odd: float, rng) -> pd.DataFrame:
+def make_cells(
+    n_samples: int, n_cells: int, share_odd: float, is_ranking: bool, rng
+) -> pd.DataFrame:
     """One row a cell: sample, role, split, library size, group and, for scored cells, results.
 
-    The first half of the samples is the reference; a lone sample holds both roles.
+    The first half of the samples is the reference; a lone sample holds both roles. Of a ranking all
+    cells are reference, trained on, and scored.
     """
     sample = np.array([f"donor{i + 1}" for i in range(n_samples)])[
         np.sort(rng.integers(0, n_samples, n_cells))
@@ -47,21 +39,24 @@ def make_cells(n_samples: int, n_cells: int, share_odd: float, rng) -> pd.DataFr
     if n_samples == 1:
         is_reference = np.arange(n_cells) % 2 == 0
     split = np.where(is_reference, rng.choice(SPLITS, n_cells, p=[0.6, 0.1, 0.3]), "query")
+    if is_ranking:
+        is_reference, split = np.full(n_cells, True), rng.choice(SPLITS[:2], n_cells, p=[0.9, 0.1])
     cells = pd.DataFrame({"cell": [f"CELL{i:06d}" for i in range(n_cells)], "sample": sample})
     cells["cell_id"] = cells["cell"] + "-1"
     cells["role"] = np.where(is_reference, "reference", "query")
     cells["split"] = split
     cells["library_size"] = np.exp(rng.normal(8.3, 0.5, n_cells))
     cells["cell_type"] = rng.choice(["B cell", "T cell", "monocyte", "NK cell"], n_cells)
-    scored = np.isin(split, ["calibration", "query"])
-    odd = (split == "query") & (rng.random(n_cells) < share_odd)
+    judged = (split == "query") | is_ranking
+    scored = judged | (split == "calibration")
+    odd = judged & (rng.random(n_cells) < share_odd)
     score = np.where(odd, rng.normal(9, 1, n_cells), rng.normal(0, 1, n_cells))
-    calibration = np.sort(score[split == "calibration"])
+    calibration = np.sort(score[~odd if is_ranking else split == "calibration"])
     above = len(calibration) - np.searchsorted(calibration, score)
     p = (1 + above) / (1 + len(calibration))
     cells["score"] = np.where(scored, score, np.nan)
     cells["p_value"] = np.where(scored, p, np.nan)
-    cells["q_value"] = np.where(split == "query", np.where(odd, 0.05, 0.6), np.nan)
+    cells["q_value"] = np.where(judged, np.where(odd, 0.05, 0.6), np.nan)
     cells["is_anomaly"] = odd
     return cells
 
@@ -75,13 +70,13 @@ def _write_input_stages(run: Path, cells: pd.DataFrame, rng) -> None:
             qc[column] = rng.gamma(4, centre / 4, len(qc))
         qc["kept"] = qc["pct_mito"] < 9
         qc["reasons"] = np.where(qc["kept"], "", "pct_mito above 9")
-        _save(qc, run / f"preprocess/{name}.qc.parquet")
+        save(qc, run / f"preprocess/{name}.qc.parquet")
         limits = {
             "min_counts": {"value": 500, "origin": "config"},
             "max_pct_mito": {"value": 9.0, "origin": "median + 5 MAD"},
             "max_counts": None,
         }
-        _summary(
+        summary(
             run / f"preprocess/{name}.summary.json",
             **{"n_cells": len(qc), "n_kept": int(qc["kept"].sum()), "limits": limits},
             dropped_by=[
@@ -89,7 +84,7 @@ def _write_input_stages(run: Path, cells: pd.DataFrame, rng) -> None:
                 | {"n_dropped": int((~qc["kept"]).sum())}
             ],
         )
-        _summary(
+        summary(
             run / f"import/{name}.summary.json",
             **{"format": "10x_h5", "path": f"data/{name}.h5", "n_cells": len(qc)},
             n_genes=N_GENES,
@@ -106,8 +101,8 @@ def _write_counts(run: Path, cells: pd.DataFrame, rng) -> None:
     var = pd.DataFrame({"selected": True}, index=[f"GENE{i}" for i in range(N_GENES)])
     anndata.AnnData(X, obs=obs, var=var).write_h5ad(run / "preprocess/counts.h5ad")
     splits = cells.groupby(["sample", "role", "split"]).size().rename("n_cells").reset_index()
-    _save(splits, run / "preprocess/splits.tsv")
-    _summary(
+    save(splits, run / "preprocess/splits.tsv")
+    summary(
         run / "preprocess/summary.json",
         **{"n_cells": len(cells), "n_genes": N_GENES, "n_selected": 40, "split_by": "cell"},
         **{"selected_by": {"variable": 33, "list": 5, "variable, list": 2, "": N_GENES - 40}},
@@ -117,15 +112,15 @@ def _write_counts(run: Path, cells: pd.DataFrame, rng) -> None:
         splits={k: int(n) for k, n in cells["split"].value_counts().items()},
     )
     sizes = cells[["cell_id", "sample", "role", "library_size"]]
-    _save(
+    save(
         sizes.assign(log_offset=np.log(sizes["library_size"])),
         run / "library_size/library_size.parquet",
     )
     levels = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
     grouped = sizes.groupby("sample")["library_size"]
     by_sample = pd.DataFrame({name: grouped.quantile(q) for name, q in levels.items()})
-    _save(by_sample.assign(n_cells=grouped.size()).reset_index(), run / "library_size/samples.tsv")
-    _summary(run / "library_size/summary.json", method="total")
+    save(by_sample.assign(n_cells=grouped.size()).reset_index(), run / "library_size/samples.tsv")
+    summary(run / "library_size/summary.json", method="total")
 
 
 def _write_model_stages(run: Path, cells: pd.DataFrame, rng) -> None:
@@ -138,15 +133,15 @@ def _write_model_stages(run: Path, cells: pd.DataFrame, rng) -> None:
     history["validation_kl"] = 12.0
     history["active_units"] = np.minimum(4, 1 + step // 300)
     history["mutual_information"] = 4 * (1 - np.exp(-step / 500))
-    _save(history, run / "train/seed1/history.parquet")
+    save(history, run / "train/seed1/history.parquet")
     kl_end = np.array([4.0, 3.1, 2.2, 0.9, 0.02, 0.01])
     kl = pd.DataFrame(
         [(s, d, kl_end[d] * (1 - np.exp(-s / 400))) for s in step for d in range(N_LATENT)],
         columns=["step", "dimension", "kl"],
     )
-    _save(kl, run / "train/seed1/kl.parquet")
+    save(kl, run / "train/seed1/kl.parquet")
     n = cells["split"].value_counts()
-    _summary(
+    summary(
         run / "train/seed1/summary.json",
         **{"best_step": 1500, "stopped_by": "early stopping", "warmup_ends_at_step": 800},
         **{"n_train": int(n.get("train", 0)), "n_validation": int(n.get("validation", 0))},
@@ -164,12 +159,12 @@ def _write_model_stages(run: Path, cells: pd.DataFrame, rng) -> None:
     evidence["kept"] = kl_end > 0.1
     evidence["sure"] = np.arange(N_LATENT) != 4
     evidence["reason"] = np.where(evidence["kept"], "used", "unused by every test")
-    _save(evidence, run / "prune/seed1/evidence.parquet")
+    save(evidence, run / "prune/seed1/evidence.parquet")
     elbo = pd.DataFrame({"stage": ["trained", "cut", "fine-tuned"], "n_latent": [6, 4, 4]})
     elbo["elbo"], elbo["elbo_se"] = [-606.1, -606.4, -605.9], 1.2
     elbo["reconstruction"], elbo["kl"] = [-595.9, -596.2, -595.7], 10.2
-    _save(elbo, run / "prune/seed1/elbo.tsv")
-    _summary(
+    save(elbo, run / "prune/seed1/elbo.tsv")
+    summary(
         run / "prune/seed1/summary.json",
         **{"n_latent": 6, "n_kept": 4, "n_kept_range": [4, 5], "n_would_stay_again": 4},
         **{"min_kl": 0.1, "min_ablation": 0.05},
@@ -180,11 +175,11 @@ def _write_model_stages(run: Path, cells: pd.DataFrame, rng) -> None:
     for d in range(4):
         latent[f"variance_{d}"] = 0.1
     latent["log_size"], latent["log_size_variance"] = np.log(cells["library_size"]), 0.0
-    _save(latent, run / "embed/seed1/latent.parquet")
+    save(latent, run / "embed/seed1/latent.parquet")
     plane = cells[["cell_id"]].assign(
         umap_1=latent["mean_0"] + cells["is_anomaly"] * 3.0, umap_2=latent["mean_1"]
     )
-    _save(plane, run / "embed/seed1/umap.parquet")
+    save(plane, run / "embed/seed1/umap.parquet")
 
 
 def _write_evidence(run: Path, cells: pd.DataFrame) -> None:
@@ -201,8 +196,8 @@ def _write_evidence(run: Path, cells: pd.DataFrame) -> None:
     groups["gap"] = 0.87
     groups["gap_se"] = np.where(groups["n_cells"] > 1, 0.031, np.nan)
     groups["effective_samples"] = 17.5
-    _save(groups, run / "evidence/groups.tsv")
-    _summary(
+    save(groups, run / "evidence/groups.tsv")
+    summary(
         run / "evidence/summary.json",
         **{"n_cells": len(held_out), "n_normal": int((held_out["split"] != "query").sum())},
         **{"samples": 50, "elbo": -605.5, "log_p": -603.2, "gap": 0.87, "gap_se": 0.01},
@@ -216,8 +211,8 @@ def write_optional_stages(run: Path) -> Path:
     comparison["log_p"], comparison["log_p_se"] = [-603.1, -603.2, -640.6], 1.1
     comparison["difference"], comparison["difference_se"] = [0.1, 0.0, -37.4], [0.07, 0.0, 1.3]
     comparison["chosen"] = comparison["likelihood"] == "nb"
-    _save(comparison, run / "likelihood/comparison.tsv")
-    _summary(
+    save(comparison, run / "likelihood/comparison.tsv")
+    summary(
         run / "likelihood/summary.json",
         **{"chosen": "nb", "n_cells": 77, "samples": 50},
         zeros="Zero inflation is not supported by the data (+0.1 ± 0.07 nats a cell against the "
@@ -229,8 +224,8 @@ def write_optional_stages(run: Path) -> Path:
     curve["gain"], curve["gain_se"] = curve["elbo"] + 606.1, [0.4, 0.0, 0.3, 0.5]
     curve["active_units"], curve["mutual_information"] = [5, 4, 3, 3], [3.97, 3.96, 3.5, 3.4]
     curve["on_envelope"], curve["chosen"] = [True, True, True, False], curve["beta"] == 1
-    _save(curve, run / "rate_distortion/curve.tsv")
-    _summary(
+    save(curve, run / "rate_distortion/curve.tsv")
+    summary(
         run / "rate_distortion/summary.json",
         ["beta = 0.5 has a held-out ELBO 3 nats a cell above; consider train.beta: 0.5."],
         **{"betas": curve["beta"].tolist(), "chosen": 1, "n_validation": 77},
@@ -241,51 +236,12 @@ def write_optional_stages(run: Path) -> Path:
     pairs["canonical_correlation_smallest"] = [0.91, 0.9, 0.89]
     pairs["shared_neighbours"], pairs["score_spearman"] = [0.61, 0.6, 0.59], [0.93, 0.92, 0.94]
     pairs["flagged_both"], pairs["flagged_either"] = [18, 17, 19], [21, 22, 23]
-    _save(pairs, run / "stability/pairs.tsv")
-    _summary(
+    save(pairs, run / "stability/pairs.tsv")
+    summary(
         run / "stability/summary.json",
         **{"seeds": [1, 2, 3], "n_cells": 900, "n_flagged_by_all": 16, "n_flagged_by_any": 24},
     )
     return run
-
-
-def _write_anomalies(run: Path, cells: pd.DataFrame, warnings: list[str], gene: str) -> None:
-    scored = cells[cells["split"].isin(["calibration", "query"])].copy()
-    for name in ("program", "latent"):
-        scored[f"z_{name}"] = scored["score"]
-        scored[f"p_{name}"] = scored["p_value"]
-    scored["elbo"] = -600.0
-    scored["leading_channel"] = np.where(scored["is_anomaly"], "latent_density", "")
-    _save(scored.drop(columns=["cell", "cell_type"]), run / "anomaly/cells.parquet")
-    flagged = scored.loc[scored["is_anomaly"], "cell_id"]
-    genes = pd.DataFrame({"cell_id": np.repeat(flagged.to_numpy(), 3)})
-    genes["gene"] = np.tile([gene, "GENE1", "GENE2"], len(flagged))
-    genes["observed"], genes["expected"] = 12, 1.5
-    genes["log2_fold_change"], genes["p_value"], genes["q_value"] = 3.0, 1e-9, 1e-6
-    genes["direction"] = "up"
-    _save(genes, run / "anomaly/genes.parquet")
-    channels = pd.DataFrame({"channel": ["program", "latent_density"]})
-    channels["kind"] = ["residuals", "place"]
-    channels["what"] = ["mean of the largest gene surprises", "density in latent space"]
-    channels["spearman_depth_query"] = [0.01, -0.0789]
-    channels["spearman_depth"], channels["fpr_low_depth"] = [0.02, -0.04], [0.05, 0.06]
-    channels["fpr_high_depth"], channels["n_leading"] = [0.04, 0.05], [len(flagged), 0]
-    _save(channels, run / "anomaly/channels.tsv")
-    n_calibration = int((scored["split"] == "calibration").sum())
-    n_query = int((scored["split"] == "query").sum())
-    _summary(
-        run / "anomaly/summary.json",
-        warnings,
-        **{"alpha": 0.1, "n_calibration": n_calibration, "n_anomalies": len(flagged)},
-        **{"n_query": n_query, "needed_together": math.ceil(n_query / (0.1 * (n_calibration + 1)))},
-        **{"spearman_depth": 0.013, "spearman_depth_query": -0.024},
-        bands={"spearman_depth": 0.1, "fpr": [0.02, 0.09], "needed_together": 5},
-        **{
-            "channels": channels["channel"].tolist(),
-            "smallest_p": 1 / (n_calibration + 1),
-            "fpr_by_depth_fifth": [0.05, 0.06, 0.04, 0.05, 0.05],
-        },
-    )
 
 
 def write_fake_run(
@@ -295,14 +251,16 @@ def write_fake_run(
     share_odd: float = 0.05,
     warnings: tuple[str, ...] = (),
     gene: str = "GENE0",
+    group: str = "T cell",
+    is_ranking: bool = False,
     seed: int = 1,
 ) -> Path:
     """Fill ``run`` with the files of a finished run, as the contract of the stages has them."""
     rng = np.random.default_rng(seed)
-    cells = make_cells(n_samples, n_cells, share_odd, rng)
+    cells = make_cells(n_samples, n_cells, share_odd, is_ranking, rng)
     _write_input_stages(run, cells, rng)
     _write_counts(run, cells, rng)
     _write_model_stages(run, cells, rng)
     _write_evidence(run, cells)
-    _write_anomalies(run, cells, list(warnings), gene)
+    write_reasons(run, cells, list(warnings), gene, group)
     return run

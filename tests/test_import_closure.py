@@ -86,24 +86,34 @@ VAE = ["__init__", "data", "inference", "likelihoods", "model", "priors"]
 MODEL = {"job.py", "model_inputs.py", "design.py", *(f"omics_vae/{name}.py" for name in VAE)}
 STEPS = ["collapse", "initialisation", "pruning", "training"]
 TRAINING = MODEL | {f"omics_vae/{name}.py" for name in STEPS}
-ANOMALY = {"evidence_channels.py", "latent_place.py", "omics_vae/anomaly.py"}
+HELD = MODEL | {"held_cells.py"}
+EVIDENCE = ["evidence_channels", "latent_place", "enrichment", "gene_sets", "omics_vae/anomaly"]
+DETECTION = HELD | {"detection.py", *(f"{name}.py" for name in EVIDENCE)}
+REASONS = ["pattern_tables", "patterns", "reference_groups", "reference_profile"]
 READERS = {"cell_ranger.py", "count_checks.py", "count_formats.py", "dense_formats.py"}
 FIGURES = ["anomalies", "latent", "library_size", "pruning", "qc", "rate_distortion", "training"]
+FIGURES += ["check", "patterns"]
 # Written out, so that a new import, which makes a rule rerun with one more file, is a decision.
 FILES = {
     "annotate_counts": {"job.py", "compute_umap.py"},
     "choose_likelihood": MODEL,
     "compute_library_size": {"job.py"},
     "compute_umap": {"job.py"},
-    "detect_anomalies": MODEL | ANOMALY,
+    "check_injected": DETECTION | {"injection.py", "doublets.py"},
+    "choose_held_group": HELD | {"reference_groups.py"},
+    "detect_anomalies": DETECTION,
     "embed_cells": MODEL,
-    "filter_cells": {"job.py"},
+    "explain_anomalies": HELD | {"technical_causes.py", *(f"{name}.py" for name in REASONS)},
+    "filter_cells": {"job.py", "gene_sets.py"},
     "import_counts": {"job.py"} | READERS,
     "make_example": {"job.py"},
     "measure_evidence": MODEL,
     "measure_stability": {"job.py"},
     **{f"plot_{name}": {"job.py", "figure_style.py"} for name in FIGURES},
     "prune_latent": TRAINING | {"train_vae.py"},
+    "score_doublets": HELD
+    | {"doublets.py", "doublet_model.py", "reference_groups.py", "omics_vae/anomaly.py"},
+    "score_genes": HELD | {"gene_tests.py", "omics_vae/anomaly.py"},
     "select_features": {"job.py", "join_samples.py", "splits.py"},
     "trace_rate_distortion": {"job.py"},
     "train_vae": TRAINING,

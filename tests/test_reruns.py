@@ -29,19 +29,27 @@ READ_BY = {
     "filter_cells": "plot_qc select_features compute_library_size write_report",
     "select_features": "compute_library_size train_vae choose_likelihood prune_latent embed_cells "
     "measure_evidence detect_anomalies detect_anomalies_again plot_latent annotate_counts "
-    "write_report",
+    "score_genes score_doublets explain_anomalies choose_held_group check_injected write_report",
     "compute_library_size": "train_vae choose_likelihood prune_latent embed_cells measure_evidence "
-    "detect_anomalies detect_anomalies_again annotate_counts plot_library_size write_report",
+    "detect_anomalies detect_anomalies_again annotate_counts plot_library_size score_genes "
+    "score_doublets explain_anomalies choose_held_group check_injected write_report",
     "train_vae": "choose_likelihood trace_rate_distortion prune_latent plot_training write_report",
     "choose_likelihood": "trace_rate_distortion prune_latent plot_training write_report",
     "trace_rate_distortion": "plot_rate_distortion write_report",
     "prune_latent": "embed_cells measure_evidence detect_anomalies detect_anomalies_again "
-    "plot_pruning write_report",
+    "score_genes score_doublets explain_anomalies choose_held_group check_injected plot_pruning "
+    "write_report",
     "embed_cells": "compute_umap detect_anomalies detect_anomalies_again measure_stability "
-    "annotate_counts",
+    "score_genes score_doublets explain_anomalies choose_held_group check_injected annotate_counts",
     "compute_umap": "plot_latent annotate_counts",
     "measure_evidence": "write_report",
-    "detect_anomalies": "measure_stability plot_latent plot_anomalies annotate_counts write_report",
+    "detect_anomalies": "measure_stability plot_latent plot_anomalies annotate_counts write_report "
+    "score_genes explain_anomalies",
+    "score_genes": "explain_anomalies write_report",
+    "score_doublets": "explain_anomalies annotate_counts write_report",
+    "explain_anomalies": "plot_patterns annotate_counts write_report",
+    "choose_held_group": "check_injected",
+    "check_injected": "plot_check write_report",
     "detect_anomalies_again": "measure_stability",
     "measure_stability": "write_report",
     "plot_qc": "write_report",
@@ -51,6 +59,8 @@ READ_BY = {
     "plot_pruning": "write_report",
     "plot_latent": "write_report",
     "plot_anomalies": "write_report",
+    "plot_patterns": "write_report",
+    "plot_check": "write_report",
     "annotate_counts": "",
     "write_report": "",
 }
@@ -61,19 +71,27 @@ OPTIONAL = {
 }
 # The jobs of a rule that runs more than once, with every option on and without.
 SAMPLES_OF = {rule: ("healthy", "patient") for rule in ("import_counts", "filter_cells")}
+# The model without a group of the reference, which check_injected judges.
+GROUP = "seed1-group"
 FITS = SAMPLES_OF | {
-    rule: ("seed1",) for rule in ("train_vae", "prune_latent", "embed_cells", "compute_umap")
+    **{rule: ("seed1", GROUP) for rule in ("train_vae", "prune_latent", "embed_cells")},
+    "compute_umap": ("seed1",),
 }
+WITHOUT_THE_GROUP = {f"{rule} {GROUP}" for rule in ("train_vae", "prune_latent", "embed_cells")}
 BETAS, CANDIDATES = ("seed1-beta0.5", "seed1-beta2"), ("seed1-nb", "seed1-zinb", "seed1-poisson")
 ALL_FITS = FITS | {
-    "train_vae": (*CANDIDATES, *BETAS, "seed2"),
-    "prune_latent": ("seed1", "seed2"),
-    "embed_cells": ("seed1", "seed2"),
+    "train_vae": (*CANDIDATES, *BETAS, "seed2", GROUP),
+    "prune_latent": ("seed1", "seed2", GROUP),
+    "embed_cells": ("seed1", "seed2", GROUP),
     "detect_anomalies_again": ("seed2",),
 }
 ALL = " ".join(set(READ_BY) - OPTIONAL)
-PLOTS = "plot_qc plot_library_size plot_training plot_pruning plot_latent plot_anomalies"
-MODEL = "train_vae prune_latent embed_cells measure_evidence detect_anomalies"
+PLOTS = "plot_qc plot_library_size plot_training plot_pruning plot_latent plot_anomalies "
+PLOTS += "plot_patterns plot_check"
+HELD = "detect_anomalies score_genes score_doublets explain_anomalies choose_held_group "
+HELD += "check_injected"
+MODEL = f"train_vae prune_latent embed_cells measure_evidence {HELD}"
+DETECTION = "detect_anomalies check_injected"
 
 
 def with_all_after(rules: str, left_out=OPTIONAL) -> set[str]:
@@ -92,6 +110,8 @@ def jobs_after(rules: str, jobs=FITS, left_out=OPTIONAL) -> set[str]:
     """All jobs of the rules, and of all that comes after them."""
     found = with_all_after(rules, left_out)
     named = {f"{rule} {name}" for rule in found & set(jobs) for name in jobs[rule]}
+    if "choose_held_group" in found:
+        named |= WITHOUT_THE_GROUP
     return found - set(jobs) | named
 
 
@@ -124,7 +144,15 @@ SETTINGS = {
     ("refine.for_scores", True): "embed_cells measure_evidence",
     ("evidence.samples", 40): "measure_evidence",
     ("evidence.cells", 20): "measure_evidence",
-    ("anomaly.alpha", 0.05): "detect_anomalies",
+    ("anomaly.alpha", 0.05): DETECTION,
+    ("anomaly.contamination", 0.05): DETECTION,
+    ("anomaly.guarantee", "conditional"): DETECTION,
+    # Folds are for a run without a query.
+    ("anomaly.folds", 3): "write_report",
+    ("genes.full_table", "none"): "score_genes",
+    ("doublets.rate", 0.1): "score_doublets",
+    ("check.held_out_group", False): "check_injected",
+    ("check.injected", False): "write_report",
     ("report.umap_neighbors", 9): "compute_umap write_report",
 }
 
@@ -154,8 +182,21 @@ FILES = {
     f"{SCRIPTS}/splits.py": "select_features",
     f"{SCRIPTS}/model_inputs.py": MODEL,
     f"{SCRIPTS}/design.py": MODEL,
-    f"{SCRIPTS}/latent_place.py": "detect_anomalies",
-    f"{SCRIPTS}/evidence_channels.py": "detect_anomalies",
+    f"{SCRIPTS}/held_cells.py": HELD,
+    f"{SCRIPTS}/latent_place.py": DETECTION,
+    f"{SCRIPTS}/evidence_channels.py": DETECTION,
+    f"{SCRIPTS}/enrichment.py": DETECTION,
+    f"{SCRIPTS}/detection.py": DETECTION,
+    f"{SCRIPTS}/gene_sets.py": f"filter_cells {DETECTION}",
+    f"{SCRIPTS}/gene_tests.py": "score_genes",
+    f"{SCRIPTS}/injection.py": "check_injected",
+    f"{SCRIPTS}/doublets.py": "score_doublets check_injected",
+    f"{SCRIPTS}/doublet_model.py": "score_doublets",
+    f"{SCRIPTS}/reference_groups.py": "score_doublets explain_anomalies choose_held_group",
+    f"{SCRIPTS}/reference_profile.py": "explain_anomalies",
+    f"{SCRIPTS}/technical_causes.py": "explain_anomalies",
+    f"{SCRIPTS}/patterns.py": "explain_anomalies",
+    f"{SCRIPTS}/pattern_tables.py": "explain_anomalies",
     f"{SCRIPTS}/figure_style.py": PLOTS,
     f"{SCRIPTS}/report_tables.py": "write_report",
     f"{SCRIPTS}/run_record.py": "write_report",
@@ -169,7 +210,7 @@ FILES = {
     f"{SCRIPTS}/omics_vae/initialisation.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/training.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/pruning.py": "train_vae prune_latent",
-    f"{SCRIPTS}/omics_vae/anomaly.py": "detect_anomalies",
+    f"{SCRIPTS}/omics_vae/anomaly.py": f"{DETECTION} score_genes score_doublets",
     "workflow/report/report.html": "write_report",
     # What no result depends on.
     f"{SCRIPTS}/configuration.py": "",
@@ -321,7 +362,8 @@ def all_jobs_after(rules: str) -> set[str]:
     return jobs_after(rules, ALL_FITS, left_out=set())
 
 
-WAITING = {f"train_vae {fit}" for fit in (*BETAS, "seed2")}  # for the choice of the likelihood
+# For the choice of the likelihood.
+WAITING = {f"train_vae {fit}" for fit in (*BETAS, "seed2", GROUP)}
 CURVE = {"trace_rate_distortion", "plot_rate_distortion", "write_report"}
 STABILITY = {"measure_stability", "write_report"}
 CHOSEN = all_jobs_after("choose_likelihood") | WAITING
@@ -331,6 +373,7 @@ WITH_EVERYTHING = {
     f"{SCRIPTS}/plot_rate_distortion.py": {"plot_rate_distortion", "write_report"},
     f"{SCRIPTS}/measure_stability.py": STABILITY,
     f"{SCRIPTS}/detect_anomalies.py": all_jobs_after("detect_anomalies detect_anomalies_again"),
+    f"{SCRIPTS}/choose_held_group.py": all_jobs_after("choose_held_group"),
     f"{SCRIPTS}/design.py": all_jobs_after("train_vae"),
     # The draws that the evidence of the candidates stands on, too.
     ("evidence.samples", 40): CHOSEN | {"measure_evidence"},
@@ -345,7 +388,7 @@ WITH_EVERYTHING = {
     - {"choose_likelihood", *(f"train_vae {fit}" for fit in CANDIDATES)}
     | {"train_vae seed1"},
     ("train.prior", "normal"): all_jobs_after("train_vae"),
-    ("anomaly.alpha", 0.05): all_jobs_after("detect_anomalies detect_anomalies_again"),
+    ("anomaly.alpha", 0.05): all_jobs_after(f"{DETECTION} detect_anomalies_again"),
 }
 
 

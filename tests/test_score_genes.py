@@ -273,6 +273,25 @@ def test_gene_p_values_that_are_too_small_warn(ratio, n_warnings):
     assert all("read the gene hits as a ranking" in line for line in found)
 
 
+@pytest.mark.parametrize(
+    ("split", "counts"), [("train", False), ("query", False), ("calibration", True)]
+)
+def test_only_cells_that_were_held_out_of_the_reference_say_what_theta_is(fits, split, counts):
+    model, cells = fits[0]
+    odd = cells.counts.multiply(np.where(cells.split == split, 5, 1)[:, None])
+    changed = type(cells)(**{**vars(cells), "counts": sparse.csr_matrix(odd)})
+    theta = [held_out_theta([(model, one)], CPU) for one in (cells, changed)]
+    assert np.allclose(*theta) is not counts
+
+
+def test_without_calibration_cells_the_scored_ones_say_what_theta_is(fits):
+    """As in cross-fitting, where nearly all of them are normal."""
+    model, cells = fits[0]
+    fold = cells.of("train", "validation", "query")
+    (ratio, other) = (median_ratio(held_out_theta([(model, c)], CPU)) for c in (fold, cells))
+    assert ratio == pytest.approx(other, rel=0.5) and ratio != other
+
+
 def test_aberrant_samples_are_named_in_a_warning():
     table = pd.DataFrame({"is_aberrant": [True, False, False]})
     (line,) = gene_warnings({}, table, "sample")

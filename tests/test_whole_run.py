@@ -14,22 +14,28 @@ from workflow_copy import EVERYTHING, TAG, WorkflowCopy, kill_with_children
 
 pytest_plugins = ["workflow_copy"]
 
-FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies"]
+FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns", "check"]
 TRAINED = "model.safetensors model.json history.parquet kl.parquet validation.parquet summary.json"
 PRUNED = "model.safetensors model.json history.parquet summary.json evidence.parquet evidence.tsv "
 PRUNED += "elbo.tsv"
-DETECTED = "cells.tsv cells.parquet genes.tsv genes.parquet channels.tsv summary.json"
+DETECTED = "cells.parquet trimmed.tsv channels.tsv summary.json"
 BY_STAGE = {
     "import": "healthy.h5ad healthy.summary.json patient.h5ad patient.summary.json",
     "preprocess": "healthy.h5ad healthy.qc.parquet healthy.dropped.tsv healthy.summary.json "
     "patient.h5ad patient.qc.parquet patient.dropped.tsv patient.summary.json "
     "counts.h5ad splits.tsv summary.json",
     "library_size": "library_size.parquet samples.tsv summary.json",
-    "train/seed1": TRAINED,
-    "prune/seed1": PRUNED,
+    **{f"train/{fit}": TRAINED for fit in ("seed1", "seed1-group")},
+    **{f"prune/{fit}": PRUNED for fit in ("seed1", "seed1-group")},
     "embed/seed1": "latent.parquet umap.parquet",
+    "embed/seed1-group": "latent.parquet",
     "evidence": "cells.parquet groups.tsv summary.json",
-    "anomaly": DETECTED,
+    "anomaly": f"{DETECTED} cells.tsv",
+    "genes": "genes.tsv genes.parquet genes_all.parquet outliers.tsv summary.json",
+    "doublets": "cells.parquet summary.json",
+    "patterns": "patterns.tsv markers.tsv sizes.tsv groups.tsv cells.parquet residuals.parquet "
+    "summary.json",
+    "check": "group.parquet group.json check.parquet check.tsv summary.json",
     "figures": " ".join(
         f"{name}.{end}" for name in FIGURES for end in ("pdf", "svg", "png", "tsv")
     ),
@@ -76,8 +82,13 @@ def test_a_run_leaves_exactly_these_files(finished):
 
 
 def test_the_verdict_has_these_columns_and_values(verdict):
-    assert list(verdict) == ["cell_id", "sample", "score", "p_value", "q_value", "is_anomaly"]
-    assert not verdict.isna().any(axis=None)
+    numbers = ["cell_id", "sample", "score", "p_value", "q_value", "is_anomaly"]
+    reasons = ["pattern", "nearest_reference", "doublet_probability", "technical_cause", "genes"]
+    assert list(verdict) == numbers + reasons
+    assert not verdict[[*numbers, "doublet_probability"]].isna().any(axis=None)
+    # A cell that is odd for its place alone may have no gene to name.
+    for name in ("nearest_reference", "technical_cause"):
+        assert (verdict[name].notna() == verdict["is_anomaly"]).all()
     assert verdict["is_anomaly"].dtype == bool
     assert verdict["p_value"].between(0, 1, inclusive="right").all()
     assert (verdict["q_value"] >= verdict["p_value"]).all()
@@ -109,7 +120,7 @@ def test_the_odd_cells_are_found(verdict):
 
 
 def test_the_genes_that_only_odd_cells_show_are_named(finished):
-    genes = pd.read_csv(finished.results / "anomaly" / "genes.tsv", sep="\t")
+    genes = pd.read_csv(finished.results / "genes" / "genes.tsv", sep="\t")
     up = genes.loc[genes["direction"] == "up", "gene"].value_counts()
     assert set(up.index[:10]) == {TAG, *(f"GENE{g}" for g in range(50, 60) if g != 55)}
 
@@ -209,7 +220,7 @@ def test_the_seeds_agree_on_the_odd_cells(everything):
     summary = json.loads((everything.results / "stability" / "summary.json").read_text())
     assert summary["n_flagged_by_all"] == (cells["n_flagged"] == 2).sum()
     flagged = [
-        pd.read_csv(everything.results / folder / "cells.tsv", sep="\t")["is_anomaly"].sum()
+        pd.read_parquet(everything.results / folder / "cells.parquet")["is_anomaly"].sum()
         for folder in ("anomaly", "stability/seed2")
     ]
     assert sum(flagged) == cells["n_flagged"].sum()

@@ -34,7 +34,7 @@ SETTINGS = {
     "preprocess": {
         "filter_cells": {"min_counts": 20, "min_genes": 5},
         "select_features": {"n_features": 40},
-        "split": {"validation": 0.15, "calibration": 0.25},
+        "split": {"validation": 0.15, "calibration": 0.3},
     },
     "train": {
         "n_latent": 4,

@@ -42,7 +42,7 @@ rule detect_anomalies:
     resources:
         gpu=GPU,
     params:
-        settings=config["anomaly"],
+        settings=DETECTION,
         folds=[FOLDS.get(fit) for fit in SCORED_BY],
         seed=config["seed"],
         device=config["device"],
@@ -70,7 +70,7 @@ if OTHER_SEEDS:
         benchmark:
             times("detect_anomalies_again", "{fit}")
         params:
-            settings=config["anomaly"],
+            settings=DETECTION,
             folds=[None],
             seed=lambda wildcards: seed_of(wildcards.fit),
             device=config["device"],
@@ -182,7 +182,7 @@ if IS_CHECKED:
         resources:
             gpu=GPU,
         params:
-            settings=config["anomaly"],
+            settings=DETECTION,
             fold=FOLDS.get(SCORED_BY[0]),
             seed=config["seed"],
             device=config["device"],

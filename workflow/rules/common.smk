@@ -151,6 +151,7 @@ CANDIDATES = {f"{FIT}-{name}": name for name in ("nb", "zinb", "poisson")} if IS
 N_FOLDS = config["anomaly"]["folds"] if configuration.is_cross_fitted(SAMPLES) else 0
 FOLDS = {f"{FIT}-fold{fold}": fold for fold in range(1, N_FOLDS + 1)}
 SCORED_BY = [*FOLDS] or [FIT]
+DETECTION = {key: value for key, value in config["anomaly"].items() if key != "folds"}
 # To learn whether a cell type would be found that the model lacks, one group of the reference is
 # left out of a second training. Folds hold out cells, not groups.
 IS_CHECKED = config["check"]["injected"]

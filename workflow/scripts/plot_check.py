@@ -34,7 +34,7 @@ def _draw_measure(ax: Axes, table: pd.DataFrame, rows: pd.DataFrame, measure: st
         error = of["auroc_sd"] if measure == "auroc" else None
         ax.errorbar(of[measure], y, xerr=error, fmt="o", color=colour, ms=3, elinewidth=0.6,
                     label=method)  # fmt: skip
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     ax.set_xlim(-0.03, 1.03)
     ax.grid(axis="y", lw=0.3, color="#E5E5E5")
     ax.set_xlabel(PANELS[measure])
@@ -49,6 +49,9 @@ def draw(table: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
     for measure, ax in axes.items():
         _draw_measure(ax, table, rows, measure)
         ax.set_yticks(np.arange(len(rows)), [""] * len(rows))
+    if table.empty:
+        axes["auroc"].text(0.5, 0.5, "Too few unseen cells for a check", ha="center", va="center",
+                           transform=axes["auroc"].transAxes)  # fmt: skip
     labels = [f"{row.kind}: {row.strength}" for row in rows.itertuples()]
     axes["auroc"].set_yticklabels(labels)
     axes["fdp"].axvline(summary["alpha"], color=GREY, lw=0.6, ls="--")

@@ -341,7 +341,7 @@ def _reasons(stages: dict[str, dict]) -> str:
 
 def _check(stages: dict[str, dict]) -> str:
     found = stages.get("check")
-    if not found:
+    if not found or found["mean_power"] is None:
         return ""
     return (
         "As a check, anomalies of known kind and strength (single genes, gene programs, doublets, "
