@@ -113,28 +113,24 @@ def _explain(flagged: pd.DataFrame, probability: pd.Series, gene: str, group: st
     return cells
 
 
-def _pattern_row(name: str, own: pd.DataFrame, n_flagged: int, gene: str) -> dict:
+def _pattern_row(name: str, own: pd.DataFrame, n_flagged: int, gene: str, group: str) -> dict:
     return {
         **{"pattern": name, "label": f"{gene}+ GENE1+ GENE9-", "n_cells": len(own)},
-        **{"share_of_flagged": len(own) / n_flagged, "n_samples": own["sample"].nunique()},
-        **{
-            "n_donors": own["donor"].nunique(),
-            "nearest_reference": own["nearest_reference"].iloc[0],
-        },
+        **{"share_of_flagged": len(own) / max(n_flagged, 1), "n_samples": own["sample"].nunique()},
+        **{"n_donors": own["donor"].nunique(), "nearest_reference": group},
         **{"nearest_share": 0.75, "distance": 3.5, "technical_cause": CAUSES[0]},
         **{"cause_share": 0.0, "n_markers": 14, "up": f"{gene} GENE1", "down": "GENE9"},
         **own.select_dtypes("number").drop(columns="distance").median(),
     }
 
 
-def _write_patterns(run: Path, flagged: pd.DataFrame, reasons: pd.DataFrame, gene: str) -> None:
+def _write_patterns(run: Path, reasons: pd.DataFrame, gene: str, group: str) -> None:
     names = [name for name in ("P1", "P2") if (reasons["pattern"] == name).any()]
     rows = [
-        _pattern_row(name, reasons[reasons["pattern"] == name], len(reasons), gene)
-        for name in names
+        _pattern_row(name, reasons[reasons["pattern"] == name], len(reasons), gene, group)
+        for name in ["", *names]  # the first brings the columns where there is no pattern
     ]
-    columns = list(_pattern_row("", reasons.assign(nearest_reference="").head(1), 1, ""))
-    save(pd.DataFrame(rows, columns=columns), run / "patterns/patterns.tsv")
+    save(pd.DataFrame(rows).iloc[1:], run / "patterns/patterns.tsv")
     genes = [gene, *(f"GENE{i}" for i in range(1, 14))]
     markers = pd.DataFrame(
         [(name, g, "down" if i % 5 == 4 else "up") for name in names for i, g in enumerate(genes)],
@@ -200,9 +196,9 @@ def write_check(run: Path, kinds: dict[str, tuple[str, ...]] = KINDS) -> Path:
 
 
 def write_reasons(
-    run: Path, cells: pd.DataFrame, warnings: list[str], gene: str, group: str
+    run: Path, cells: pd.DataFrame, warnings: list[str], gene: str, group: str, is_bulk: bool
 ) -> None:
-    """The folders anomaly, genes, doublets and patterns.
+    """The folders anomaly, genes, patterns and, unless ``is_bulk``, doublets.
 
     ``gene``: the first of every list of genes; ``group``: the reference group nearest to all.
     """
@@ -212,8 +208,12 @@ def write_reasons(
     query = scored[scored["split"] == "query"]
     flagged = query[query["is_anomaly"]]
     _write_anomalies(run, scored, warnings)
-    summary(run / "genes/summary.json", observations="cells", n_hits=9 * len(flagged))
-    probability = _write_doublets(run, scored)
+    summary(
+        run / "genes/summary.json",
+        **{"observations": "samples" if is_bulk else "cells", "alpha": 0.05, "n_query": len(query)},
+        **{"n_hits": 9 * max(len(flagged) - 1, 0), "n_aberrant": 2 if is_bulk else None},
+    )
+    probability = pd.Series(dtype=float) if is_bulk else _write_doublets(run, scored)
     reasons = _explain(flagged, probability, gene, group)
-    _write_patterns(run, flagged, reasons, gene)
+    _write_patterns(run, reasons, gene, group)
     _write_verdict(run, query, reasons, probability)

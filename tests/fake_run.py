@@ -2,6 +2,7 @@
 
     write_fake_run(folder, n_samples=3, n_cells=900, share_odd=0.05)
     write_fake_run(folder, is_ranking=True)     # without a query
+    write_fake_run(folder, is_bulk=True)        # rows are samples, of which none is a doublet
     write_optional_stages(folder)     # likelihood: auto, a grid of betas, three seeds
     write_check(folder)               # anomalies put into normal cells
 
@@ -253,6 +254,7 @@ def write_fake_run(
     gene: str = "GENE0",
     group: str = "T cell",
     is_ranking: bool = False,
+    is_bulk: bool = False,
     seed: int = 1,
 ) -> Path:
     """Fill ``run`` with the files of a finished run, as the contract of the stages has them."""
@@ -262,5 +264,5 @@ def write_fake_run(
     _write_counts(run, cells, rng)
     _write_model_stages(run, cells, rng)
     _write_evidence(run, cells)
-    write_reasons(run, cells, list(warnings), gene, group)
+    write_reasons(run, cells, list(warnings), gene, group, is_bulk)
     return run

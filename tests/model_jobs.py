@@ -12,7 +12,7 @@ SETTINGS = TRAIN | {"continuous_covariates": []}
 REFINE = {"steps": 10, "learning_rate": 0.05, "for_scores": False}
 EVIDENCE = {"samples": 20, "cells": 500}
 ANOMALY = {
-    **{"alpha": 0.1, "gene_alpha": 0.05, "program_genes": 10, "contamination": None},
+    **{"alpha": 0.1, "program_genes": 10, "contamination": None},
     **{"by_batch": "auto", "guarantee": "marginal", "conditional_delta": 0.1, "folds": 5},
 }
 MODEL = {"weights": "model.safetensors", "description": "model.json"}

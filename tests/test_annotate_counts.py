@@ -7,28 +7,34 @@ import pytest
 from scipy import sparse
 
 from annotate_counts import annotate, normalise
+from fake_reasons import CAUSES
 from fake_run import write_fake_run
 from job import InputError, write_h5ad
+
+PATHS = (
+    "library_size/library_size.parquet",
+    "embed/seed1/latent.parquet",
+    "embed/seed1/umap.parquet",
+    "anomaly/cells.parquet",
+    "patterns/cells.parquet",
+    "doublets/cells.parquet",
+)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     run = write_fake_run(tmp_path_factory.mktemp("run"), n_cells=300)
-    paths = (
-        "library_size/library_size.parquet",
-        "embed/seed1/latent.parquet",
-        "embed/seed1/umap.parquet",
-        "anomaly/cells.parquet",
-    )
     counts = anndata.read_h5ad(run / "preprocess/counts.h5ad")
-    return counts, [pd.read_parquet(run / path) for path in paths]
+    return counts, [pd.read_parquet(run / path) for path in PATHS]
 
 
 def test_every_value_stands_at_its_cell_whatever_the_order_of_the_tables(inputs):
     counts, tables = inputs
     shuffled = [table.sample(frac=1, random_state=i) for i, table in enumerate(tables)]
     result = annotate(counts, *shuffled)
-    library_size, latent, umap, cells = (table.set_index("cell_id") for table in tables)
+    library_size, latent, umap, cells, reasons, doublets = (
+        table.set_index("cell_id") for table in tables
+    )
     names = result.obs_names
     assert list(names) == list(counts.obs_names)
     np.testing.assert_array_equal(
@@ -42,6 +48,45 @@ def test_every_value_stands_at_its_cell_whatever_the_order_of_the_tables(inputs)
     query = cells[cells["split"] == "query"]
     np.testing.assert_array_equal(result.obs.loc[query.index, "score"], query["score"])
     np.testing.assert_array_equal(result.obs.loc[query.index, "is_anomaly"], query["is_anomaly"])
+    for name in ("pattern", "nearest_reference", "technical_cause"):
+        assert result.obs.loc[reasons.index, name].tolist() == reasons[name].tolist()
+    np.testing.assert_array_equal(
+        result.obs.loc[doublets.index, "doublet_probability"], doublets["doublet_probability"]
+    )
+
+
+def test_only_flagged_cells_have_reasons_and_only_scored_cells_a_doublet_probability(inputs):
+    counts, tables = inputs
+    obs = annotate(counts, *tables).obs
+    assert set(obs.loc[obs["is_anomaly"], "technical_cause"]) == set(CAUSES)
+    assert set(obs.loc[obs["is_anomaly"], "pattern"]) == {"P1", "P2", ""}
+    others = obs.loc[~obs["is_anomaly"], ["pattern", "nearest_reference", "technical_cause"]]
+    assert (others == "").all().all() and len(others)
+    judged = obs["split"].isin(["calibration", "query"])
+    assert (obs["doublet_probability"].notna() == judged).all() and not judged.all()
+
+
+def test_a_run_that_flags_nobody_has_empty_reasons(inputs, tmp_path):
+    counts, tables = inputs
+    tables = [*tables[:4], tables[4].iloc[:0], tables[5]]
+    write_h5ad(annotate(counts, *tables), tmp_path / "none.h5ad")
+    obs = anndata.read_h5ad(tmp_path / "none.h5ad").obs
+    for name in ("pattern", "nearest_reference", "technical_cause"):
+        assert (obs[name] == "").all()
+
+
+def test_of_bulk_samples_none_is_a_doublet(inputs):
+    counts, tables = inputs
+    assert "doublet_probability" not in annotate(counts, *tables[:5], None).obs
+
+
+def test_of_a_ranking_every_cell_has_a_result(tmp_path):
+    run = write_fake_run(tmp_path, n_cells=120, is_ranking=True)
+    counts = anndata.read_h5ad(run / "preprocess/counts.h5ad")
+    result = annotate(counts, *(pd.read_parquet(run / path) for path in PATHS))
+    assert result.obs[["score", "p_value", "q_value", "doublet_probability"]].notna().all().all()
+    assert (result.obs["role"] == "reference").all() and result.obs["is_anomaly"].any()
+    assert result.uns["anomics"]["n_query"] == 120
 
 
 def test_cells_outside_the_query_have_no_result(inputs):

@@ -175,6 +175,15 @@ def test_depth_that_goes_with_the_role_and_a_foreign_scale_are_warnings():
     assert "multiply the column by 1000" in warning
 
 
+def test_without_a_query_there_is_no_depth_to_compare():
+    cells = pd.DataFrame({"role": ["reference"] * 100})
+    totals = np.linspace(500, 5000, 100)
+    summary = summarise(cells, totals, totals, "total")
+    assert summary["warnings"] == [] and summary["query_over_reference"] == 1
+    assert list(summary["by_role"]) == ["reference"]
+    assert summary["by_role"]["reference"]["n_cells"] == 100
+
+
 def test_ratios_on_counts_too_sparse_for_them_are_a_warning():
     depth = np.random.default_rng(1).lognormal(4.5, 0.6, 300)
     cells = pd.DataFrame({"role": ["reference", "query"] * 150})

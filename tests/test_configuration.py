@@ -456,7 +456,7 @@ def read(content: str | bytes) -> dict[str, dict[str, str]]:
     if isinstance(content, str):
         content = content.replace(" ", "\t").encode()
     Path("t.tsv").write_bytes(content)
-    return read_samples("t.tsv", made_here={EXAMPLE}, bundled="bundled.tsv")
+    return read_samples("t.tsv", made_here={EXAMPLE}, bundled={})
 
 
 def faults_of_table(content: str | bytes) -> list[str]:
@@ -614,7 +614,7 @@ def test_a_long_value_is_cut_in_the_message(here):
 
 def test_a_table_that_is_not_there(here):
     with pytest.raises(ConfigurationError) as caught:
-        read_samples("no.tsv", made_here=set(), bundled="bundled.tsv")
+        read_samples("no.tsv", made_here=set(), bundled={"other.tsv": "bundled.tsv"})
     assert str(caught.value) == (
         "config: samples: there is no file no.tsv; give the path of the sample table"
     )
@@ -773,7 +773,8 @@ def test_a_file_that_the_pipeline_makes_need_not_be_there(here):
 
 def test_the_bundled_table_is_found_from_any_folder(here):
     bundled = ROOT / "workflow" / "example" / "samples.tsv"
-    samples = read_samples("workflow/example/samples.tsv", {EXAMPLE}, str(bundled))
+    name = "workflow/example/samples.tsv"
+    samples = read_samples(name, {EXAMPLE}, {name: str(bundled)})
     assert [row["path"] for row in samples.values()] == [EXAMPLE]
 
 

@@ -12,12 +12,15 @@ from PIL import Image
 
 import figure_style
 import plot_anomalies
+import plot_check
 import plot_latent
 import plot_library_size
+import plot_patterns
 import plot_pruning
 import plot_qc
 import plot_rate_distortion
 import plot_training
+from fake_reasons import METHODS, write_check
 from fake_run import write_fake_run, write_optional_stages
 from figure_style import category_colours, save_figure, shorten
 
@@ -26,11 +29,23 @@ MM_PER_POINT = 25.4 / 72
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    return write_optional_stages(write_fake_run(tmp_path_factory.mktemp("fake_run"), n_cells=200))
+    folder = write_fake_run(tmp_path_factory.mktemp("fake_run"), n_cells=200)
+    return write_check(write_optional_stages(folder))
 
 
 def read_json(path):
     return pd.read_json(path, typ="series").to_dict()
+
+
+def read_patterns(run) -> list[pd.DataFrame]:
+    folder = run / "patterns"
+    patterns, markers, sizes = (
+        pd.read_csv(folder / f"{name}.tsv", sep="\t") for name in ("patterns", "markers", "sizes")
+    )
+    residuals, cells = (
+        pd.read_parquet(folder / f"{name}.parquet") for name in ("residuals", "cells")
+    )
+    return [patterns, markers, residuals, sizes, cells]
 
 
 def draw_all(run) -> dict:
@@ -60,7 +75,11 @@ def draw_all(run) -> dict:
         ),
         "latent": plot_latent.draw(plot_latent.join_cells(umap, obs, cells)),
         "anomalies": plot_anomalies.draw(cells, read_json(run / "anomaly/summary.json")),
+        "patterns": plot_patterns.draw(*read_patterns(run)),
     }
+    if (run / "check").exists():
+        table = pd.read_csv(run / "check/check.tsv", sep="\t")
+        drawn["check"] = plot_check.draw(table, read_json(run / "check/summary.json"))
     if (run / "rate_distortion").exists():
         drawn["rate_distortion"] = plot_rate_distortion.draw(
             pd.read_csv(run / "rate_distortion/curve.tsv", sep="\t"),
@@ -87,7 +106,10 @@ def figures(drawn, tmp_path_factory):
     return folder
 
 
-NAMES = ("qc", "library_size", "training", "rate_distortion", "pruning", "latent", "anomalies")
+NAMES = (
+    *("qc", "library_size", "training", "rate_distortion", "pruning", "latent"),
+    *("anomalies", "patterns", "check"),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,7 +169,8 @@ def test_leaves_no_setting_behind(run):
     ("n_samples", "n_cells", "share_odd"), [(1, 3, 0), (1, 60, 0), (2, 8, 1.0), (40, 400, 0.1)]
 )
 def test_draws_extremes(tmp_path, n_samples, n_cells, share_odd):
-    drawn = draw_all(write_fake_run(tmp_path, n_samples, n_cells, share_odd))
+    run = write_check(write_fake_run(tmp_path, n_samples, n_cells, share_odd))
+    drawn = draw_all(run)
     for figure, table in drawn.values():
         figure.draw_without_rendering()
         assert "panel" not in table or table["panel"].notna().all()
@@ -276,3 +299,54 @@ def test_any_grid_of_betas_is_drawn(betas):
     curve = curve.assign(on_envelope=curve["beta"] == 1, chosen=curve["beta"] == 1)
     figure, _ = plot_rate_distortion.draw(curve, {"n_validation": 1234})
     figure.draw_without_rendering()
+
+
+# ---- injected anomalies
+
+
+def check_of(kinds, tmp_path):
+    run = write_check(tmp_path, kinds)
+    return pd.read_csv(run / "check/check.tsv", sep="\t"), read_json(run / "check/summary.json")
+
+
+def test_check_shows_each_method_kind_by_kind(run, drawn):
+    figure, table = drawn["check"]
+    check = pd.read_csv(run / "check/check.tsv", sep="\t")
+    axes = [panel_titled(figure, title) for title in ("3 draws", "rate of 0.1", "nominal rate")]
+    for ax, measure in zip(axes, ("auroc", "power", "fdp"), strict=True):
+        shown = {c.get_label(): np.asarray(c.lines[0].get_xdata(), float) for c in ax.containers}
+        assert tuple(shown) == METHODS
+        for method, values in shown.items():
+            np.testing.assert_allclose(values, check.loc[check["method"] == method, measure])
+    labels = [text.get_text() for text in axes[0].get_yticklabels()]
+    assert labels == [
+        *("single gene: z = 2", "single gene: z = 6"),
+        *("doublet: matched depth", "group: held out of the training"),
+    ]
+    # Read from the top down, and no mark cut off.
+    assert all(ax.get_ylim() == (3.5, -0.5) for ax in axes)
+    pd.testing.assert_frame_equal(table.drop(columns="panel"), check)
+
+
+def test_check_marks_chance_the_nominal_rate_and_the_spread_over_draws(run, drawn):
+    figure, _ = drawn["check"]
+    auroc, fdp = panel_titled(figure, "3 draws"), panel_titled(figure, "nominal rate")
+    upright = {
+        ax: [line.get_xdata()[0] for line in ax.get_lines() if len(set(line.get_xdata())) == 1]
+        for ax in (auroc, fdp)
+    }
+    assert 0.5 in upright[auroc] and 0.1 in upright[fdp]
+    (segments, *_) = (c.lines[2][0].get_segments() for c in auroc.containers)
+    np.testing.assert_allclose([s[1, 0] - s[0, 0] for s in segments], 2 * 0.03)
+
+
+MANY = {f"kind {i}": ("weak", "of a strength with a very long name", "strong") for i in range(8)}
+
+
+@pytest.mark.parametrize("kinds", [{"single gene": ("z = 2",)}, MANY, {}])
+def test_check_of_any_number_of_kinds_is_two_columns_wide(kinds, tmp_path):
+    drawn = plot_check.draw(*check_of(kinds, tmp_path))
+    save_figure(*drawn, outputs(tmp_path, "check"))
+    with Image.open(tmp_path / "check.png") as image:
+        assert image.width / 300 * 25.4 == pytest.approx(183, abs=0.2)
+        assert image.height / 300 * 25.4 == pytest.approx(22 + 6 * sum(map(len, kinds.values())), 1)

@@ -1,6 +1,5 @@
 """The report tells all, loads nothing, runs nothing, and is the same each time."""
 
-import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -8,19 +7,22 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from configuration import check_config
 from conftest import ROOT
+from fake_reasons import write_check
 from fake_run import HOSTILE, write_fake_run, write_optional_stages
-from report_tables import flagged_table
-from run_record import checksum, describe_run, package_versions, write_methods
+from report_tables import MAX_GENES, MAX_ROWS, flagged_table
 from run_script import run_script
 from write_report import (
+    MAX_CARDS,
+    MAX_MARKERS,
     flatten,
     judge,
+    pattern_cards,
     read_sample_table,
     read_summaries,
+    read_texts,
     render,
     report_content,
 )
@@ -28,7 +30,7 @@ from write_report import (
 TEMPLATE = ROOT / "workflow" / "report" / "report.html"
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 PNG = bytes.fromhex("89504e470d0a1a0a")
-FIGURES = ("qc", "library_size", "training", "pruning", "latent", "anomalies")
+FIGURES = ("qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns")
 
 
 def config_with(**sections) -> dict:
@@ -49,34 +51,40 @@ CONFIG = config_with(
 
 TABLES = {
     "cells": "anomaly/cells.parquet",
-    "genes": "anomaly/genes.parquet",
     "evidence": "prune/seed1/evidence.parquet",
     "elbo": "prune/seed1/elbo.tsv",
     "gaps": "evidence/groups.tsv",
     "channels": "anomaly/channels.tsv",
     "splits": "preprocess/splits.tsv",
     "samples_library": "library_size/samples.tsv",
+    "reasons": "anomaly/cells.tsv",
+    "patterns": "patterns/patterns.tsv",
+    "markers": "patterns/markers.tsv",
+    "groups": "patterns/groups.tsv",
 }
 OPTIONAL = {
     "comparison": "likelihood/comparison.tsv",
     "curve": "rate_distortion/curve.tsv",
     "pairs": "stability/pairs.tsv",
+    "check": "check/check.tsv",
 }
+OF_NAMES = ("reasons", "patterns", "markers", "groups")
+
+
+def read_table(name: str, path: Path) -> pd.DataFrame:
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    return read_texts(path) if name in OF_NAMES else pd.read_csv(path, sep="\t")
 
 
 def read_tables(run: Path) -> dict[str, pd.DataFrame]:
     paths = TABLES | {name: path for name, path in OPTIONAL.items() if (run / path).exists()}
-    return {
-        name: pd.read_parquet(run / path)
-        if path.endswith("parquet")
-        else pd.read_csv(run / path, sep="\t")
-        for name, path in paths.items()
-    }
+    return {name: read_table(name, run / path) for name, path in paths.items()}
 
 
 def draw_figures(run: Path) -> list[Path]:
     """Files in the place of the figures."""
-    names = [*FIGURES, "rate_distortion"] if (run / "rate_distortion").exists() else FIGURES
+    names = [*FIGURES, *(name for name in ("rate_distortion", "check") if (run / name).exists())]
     (run / "figures").mkdir(exist_ok=True)
     for name in names:
         (run / "figures" / f"{name}.png").write_bytes(PNG)
@@ -93,6 +101,11 @@ def make_report(run: Path) -> str:
 
 def words(page: str) -> str:
     return " ".join(Page(page).text.split())
+
+
+def section(page: str, name: str) -> str:
+    """The markup of one section of the page."""
+    return page.split(f'<section id="{name}">')[1].split("</section>")[0]
 
 
 class Page(HTMLParser):
@@ -114,18 +127,30 @@ class Page(HTMLParser):
         self.text += data
 
 
+HOSTILE_GROUP = '"><img src=x onerror=alert(2)>'
 WARNINGS = ("few calibration cells; add reference cells", f"gene {HOSTILE} is odd; rename it")
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    run = write_fake_run(tmp_path_factory.mktemp("run"), warnings=WARNINGS, gene=HOSTILE)
-    return Page(make_report(run))
+def written(tmp_path_factory):
+    """The page of a run whose genes and groups bear hostile names."""
+    folder = tmp_path_factory.mktemp("run")
+    run = write_fake_run(folder, warnings=WARNINGS, gene=HOSTILE, group=HOSTILE_GROUP)
+    return make_report(run)
 
 
-def test_markup_in_the_data_is_shown_and_not_run(page):
+@pytest.fixture(scope="module")
+def page(written):
+    return Page(written)
+
+
+def test_markup_in_the_data_is_shown_and_not_run(page, written):
     assert "script" not in page.tags
-    assert page.text.count(HOSTILE) > 1  # in the warning and in the list of genes
+    # In the warning, in lists of genes, in labels of patterns, in tables of their markers.
+    for where, times in (("warnings", 1), ("anomalies", 20), ("why", 6)):
+        assert Page(section(written, where)).text.count(HOSTILE) >= times, where
+    assert Page(section(written, "why")).text.count(HOSTILE_GROUP) == 2
+    assert page.tags.count("img") == len(FIGURES)
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
 
 
@@ -153,7 +178,7 @@ def test_every_warning_is_there_with_its_mend(page):
 def test_every_figure_is_there_with_words_for_it(page):
     images = [v for tag, name, v in page.attributes if tag == "img" and name == "src"]
     texts = [v for tag, name, v in page.attributes if tag == "img" and name == "alt"]
-    assert len(images) == 6 and all(texts)
+    assert len(images) == len(FIGURES) and all(texts)
 
 
 def test_says_how_many_were_found(tmp_path):
@@ -170,8 +195,9 @@ def test_says_how_many_were_found(tmp_path):
 def test_without_anomalies_no_section_is_missing(tmp_path, page, n_samples, n_cells):
     found_none = Page(make_report(write_fake_run(tmp_path, n_samples, n_cells, share_odd=0)))
     assert found_none.tags.count("section") == page.tags.count("section")
-    assert found_none.tags.count("img") == 6
+    assert found_none.tags.count("img") == len(FIGURES)
     assert "None of" in found_none.text and "No cell is flagged" in found_none.text
+    assert "No pattern: no three flagged cells are odd alike." in found_none.text
 
 
 def test_same_bytes_when_made_again(tmp_path):
@@ -179,23 +205,61 @@ def test_same_bytes_when_made_again(tmp_path):
     assert make_report(run) == make_report(run)
 
 
-def test_the_oddest_cells_and_their_surest_genes_come_first():
-    query = pd.DataFrame({"cell_id": ["a", "b", "c"], "p_value": [0.2, 0.01, 0.9]})
-    query["score"], query["is_anomaly"] = [1.0, 5.0, 0.0], [True, True, False]
-    query["leading_channel"] = ["latent_density", "program", ""]
-    genes = pd.DataFrame({"cell_id": "b", "gene": [f"G{i}" for i in range(8)]})
-    genes["p_value"] = [1e-3] * 7 + [1e-9]
-    genes["direction"] = ["up"] * 7 + ["down"]
-    table = flagged_table(query, genes)
-    assert list(table["cell_id"]) == ["b", "a"]
-    assert table["genes"].iloc[0] == "G7↓, G0↑, G1↑, G2↑, G3↑, G4↑ and 2 more"
-    assert table["genes"].iloc[1] == "no single gene; latent density"
-    without = flagged_table(query, genes.iloc[:0])["genes"]
-    assert list(without) == ["no single gene; program", "no single gene; latent density"]
+def flagged(n: int = 2) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``n`` flagged cells, the last the oddest, and one that is not; all with reasons."""
+    names = [f"c{i:03d}" for i in range(n)]
+    query = pd.DataFrame({"cell_id": [*names, "normal"], "is_anomaly": [True] * n + [False]})
+    query["p_value"], query["score"] = 1 / (2 + query.index), 0.0
+    query["leading_channel"] = ["latent_density"] * n + [""]
+    columns = ["nearest_reference", "technical_cause", "doublet_probability"]
+    reasons = query[["cell_id"]].assign(pattern="P1", genes="").assign(**dict.fromkeys(columns))
+    return query, reasons.sample(frac=1, random_state=0)
+
+
+def genes_of(reasons: pd.DataFrame, cell: str, genes: str) -> pd.DataFrame:
+    return reasons.assign(genes=reasons["genes"].where(reasons["cell_id"] != cell, genes))
+
+
+def test_the_oddest_flagged_cells_come_first_with_their_reasons():
+    query, reasons = flagged()
+    reasons = genes_of(reasons, "c001", "LYZ+, CD3E-")
+    table = flagged_table(query.sample(frac=1, random_state=1), reasons)
+    assert list(table["cell_id"]) == ["c001", "c000"]
+    assert list(table["genes"]) == ["LYZ+, CD3E-", "no single gene; latent density"]
+    # The same p-value: the higher score is the odder.
+    query["p_value"], query["score"] = 0.1, [5.0, 1.0, 0.0]
+    assert list(flagged_table(query, reasons)["cell_id"]) == ["c000", "c001"]
+
+
+def test_of_many_genes_the_first_are_named_and_the_rest_counted():
+    query, reasons = flagged()
+    names = [f"G{i}+" for i in range(MAX_GENES + 2)]
+    for n in (MAX_GENES, MAX_GENES + 2):
+        table = flagged_table(query, genes_of(reasons, "c001", ", ".join(names[:n])))
+        more = f" and {n - MAX_GENES} more" if n > MAX_GENES else ""
+        assert table["genes"].iloc[0] == ", ".join(names[:MAX_GENES]) + more
+
+
+def test_a_flagged_cell_without_a_row_of_reasons_is_still_listed():
+    query, reasons = flagged()
+    table = flagged_table(query, reasons[reasons["cell_id"] != "c001"])
+    assert list(table["genes"]) == ["no single gene; latent density"] * 2
+
+
+def test_no_more_flagged_cells_are_listed_than_a_reader_reads():
+    table = flagged_table(*flagged(MAX_ROWS + 5))
+    assert len(table) == MAX_ROWS and "c004" not in set(table["cell_id"])
 
 
 ANOMALY = {
-    **{"alpha": 0.1, "smallest_p": 1e-3, "needed_together": 1, "n_query": 100, "n_anomalies": 0},
+    **{
+        "is_ranking": False,
+        "alpha": 0.1,
+        "smallest_p": 1e-3,
+        "needed_together": 1,
+        "n_query": 100,
+        "n_anomalies": 0,
+    },
     **{"spearman_depth": 0.02, "spearman_depth_query": -0.03, "fpr_by_depth_fifth": [0.05] * 5},
     "bands": {"spearman_depth": 0.1, "fpr": [0.02, 0.09], "needed_together": 5},
 }
@@ -239,7 +303,7 @@ def test_input_says_what_was_left_out_and_how_genes_were_selected(tmp_path):
         "40 of 60 genes were selected for the model: 33 by variability (all: seurat_v3, span 0.3), "
         "5 by the gene list, 2 by both.",
         "-0.0789",
-        "the shared-program channel use them like reference cells",
+        'the channel "enrichment" use them like calibration cells, without their role',
     ):
         assert said in text, said
     assert "donor1 genes that another" not in text and "cells without a role" not in text
@@ -251,10 +315,199 @@ def test_a_sample_may_be_called_na(tmp_path):
     pd.testing.assert_frame_equal(read_sample_table(tmp_path / "t.tsv"), table)
 
 
+NAMES = ["NA", "nan", "null", "7", "None", "", "-1e5"]
+
+
+def test_names_stay_names_and_only_numbers_can_be_missing(tmp_path):
+    table = pd.DataFrame({"gene": NAMES, "pattern": NAMES, "nearest_reference": NAMES})
+    table["q_value"] = [0.5, None, 7, 1e-300, 0, 1, 2]
+    table["n_cells"] = range(7)
+    table["mito_z"] = None
+    table.to_csv(tmp_path / "t.tsv", sep="\t", index=False, na_rep="NA")
+    read = read_texts(tmp_path / "t.tsv")
+    for name in ("gene", "pattern", "nearest_reference"):
+        assert read[name].tolist() == NAMES
+    assert read["q_value"].isna().tolist() == [False, True, *[False] * 5]
+    assert read["q_value"].dropna().tolist() == [0.5, 7, 1e-300, 0, 1, 2]
+    assert read["n_cells"].tolist() == list(range(7)) and read["mito_z"].isna().all()
+
+
+def test_every_text_of_the_tables_of_reasons_is_read_as_text(tmp_path):
+    """A column that is not known to hold text would lose a cell group, or a gene, called NA."""
+    run = write_fake_run(tmp_path)
+    for name in OF_NAMES:
+        path = run / TABLES[name]
+        read = read_texts(path)
+        texts = [
+            c for c in read if not pd.api.types.is_numeric_dtype(read[c]) and c != "is_anomaly"
+        ]
+        read[texts] = "NA"
+        read.to_csv(path, sep="\t", index=False)
+        assert (read_texts(path)[texts] == "NA").all().all(), name
+
+
 def test_summaries_know_their_stage_and_sample(tmp_path):
     run = write_fake_run(tmp_path / "prune" / "results")  # a folder above bears a stage's name
     found = {(s["stage"], s["sample"]) for s in read_summaries(run.rglob("*summary.json"))}
     assert {("import", "donor1"), ("preprocess", ""), ("train", ""), ("anomaly", "")} <= found
+    assert {("genes", ""), ("doublets", ""), ("patterns", "")} <= found
+
+
+# ---- why, doublets, check
+
+
+def test_why_tells_patterns_causes_and_evidence(tmp_path):
+    run = write_fake_run(tmp_path)
+    text = words(section(make_report(run), "why"))
+    n = len(pd.read_parquet(run / "patterns/cells.parquet"))
+    patterns = read_texts(run / "patterns/patterns.tsv")
+    assert f"{n - 1} of {n} flagged cells fall into 2 patterns" in text
+    assert f"{(n + 1) // 2} flagged cells show no technical cause" in text
+    for row in patterns.itertuples():
+        assert (
+            f"{row.pattern} GENE0+ GENE1+ GENE9- {row.n_cells} {row.n_samples} {row.n_donors} "
+            "T cell 75 % 3.5 none found 0 %"
+        ) in text
+        assert f"{row.pattern} 0.25 0.25 0.25 0.25 0.25" in text
+    assert "reference has no labels" not in text
+
+
+def test_one_pattern_is_no_plural(tmp_path):
+    run = write_fake_run(tmp_path)
+    changed_summary(run, "patterns/summary.json", n_patterns=1)
+    page = make_report(run)
+    assert "fall into 1 pattern:" in page and "<b>1</b><span>pattern among" in page
+
+
+def test_each_pattern_has_a_card_with_its_surest_markers(written):
+    why = section(written, "why")
+    cards = [Page(card) for card in re.findall(r"<details.*?</details>", why, re.DOTALL)]
+    assert [" ".join(card.text.split())[:4] for card in cards] == ["P1: ", "P2: "]
+    assert why.count("<details open>") == 1
+    for card in cards:
+        assert f"{HOSTILE}+ GENE1+ GENE9-" in card.text
+        # Of 14 markers the first, up and down, by q-value.
+        assert card.tags.count("tr") == 1 + MAX_MARKERS
+        assert "GENE11 up" in card.text and "GENE12" not in card.text and "GENE4 down" in card.text
+
+
+def test_cards_are_of_the_largest_patterns_and_a_pattern_may_have_no_marker(tmp_path):
+    names = [f"P{i}" for i in range(1, MAX_CARDS + 3)]
+    patterns = pd.DataFrame({"pattern": names, "label": ["", *["X+"] * (MAX_CARDS + 1)]})
+    markers = pd.DataFrame({"pattern": ["P2", "P2", "P12"], "gene": ["B", "A", "C"], "q_value": 0})
+    cards = pattern_cards(patterns, markers)
+    assert [card["pattern"] for card in cards] == names[:MAX_CARDS]
+    assert cards[0]["markers"]["rows"] == []
+    assert [row[0] for row in cards[1]["markers"]["rows"]] == ["A", "B"]
+    run = write_fake_run(tmp_path)
+    for name in ("patterns", "markers"):
+        table = read_texts(run / TABLES[name])
+        table = table.assign(label="") if name == "patterns" else table[table["pattern"] == "P2"]
+        table.to_csv(run / TABLES[name], sep="\t", index=False)
+    text = words(section(make_report(run), "why"))
+    assert "P1: no marker gene No gene marks this pattern beyond chance" in text
+
+
+def test_reference_groups_without_labels_are_shown_by_their_genes(tmp_path):
+    run = write_fake_run(tmp_path)
+    changed_summary(run, "patterns/summary.json", groups_named_by="latent clusters")
+    text = words(section(make_report(run), "why"))
+    assert "reference has no labels" in text and "B cell 51 MS4A1 CD79A" in text
+
+
+def test_doublets_are_told_with_how_sure_they_are(tmp_path):
+    run = write_fake_run(tmp_path)
+    found = json.loads((run / "doublets/summary.json").read_text())
+    text = words(section(make_report(run), "doublets"))
+    for said in (
+        f"{found['n_likely']} of {found['n_query']} query cells are more probably doublets",
+        "(3.27 % expected in all, at a rate of 7 %)",
+        "with AUROC 0.882, at full depth 0.913",
+        "24.3 % of random pairs, cannot be seen",
+        "2 % 50 % 11 26 % 12.3 %",
+    ):
+        assert said in text, said
+    # One group of reference cells: no doublet of two groups was made.
+    changed_summary(run, "doublets/summary.json", auroc_matched=None, auroc_full=None)
+    text = words(section(make_report(run), "doublets"))
+    assert "AUROC" not in text and "24.3 % of random pairs" in text
+
+
+def test_bulk_samples_are_no_doublets(tmp_path, page):
+    text = make_report(write_fake_run(tmp_path, is_bulk=True))
+    assert "so there are none" in section(text, "doublets")
+    assert "simulated" not in section(text, "doublets")
+    assert Page(text).tags.count("section") == page.tags.count("section")
+
+
+def test_the_check_tells_what_would_be_found(tmp_path):
+    run = write_check(write_fake_run(tmp_path))
+    page = make_report(run)
+    text = words(section(page, "check"))
+    for said in (
+        "3 draws each",
+        "With 137 unseen normal cells",
+        "held out of a second training was B cell (38 cells)",
+        "single gene z = 2 anomics 15 0.5 0 0 % 8 % 5 % 0.04",
+    ):
+        assert said in text, said
+    assert section(page, "check").count("<img") == 1 and "Switched off" not in page
+    assert section(page, "check").count("<tr>") == 1 + 4 * 3
+    for group in (None, {"group": None, "source": "", "n_cells": 0, "warnings": []}):
+        changed_summary(run, "check/summary.json", held_out_group=group)
+        assert "second training" not in section(make_report(run), "check")
+
+
+def test_a_check_that_is_off_is_said_to_be(written):
+    check = section(written, "check")
+    assert "Switched off in the config (check.injected)" in check
+    assert "<img" not in check and "<table" not in check and "Power" not in check
+
+
+def test_a_check_that_too_few_cells_forbade_is_told_from_one_that_is_off(tmp_path):
+    run = write_check(write_fake_run(tmp_path), kinds={})
+    none = dict.fromkeys(("mean_power", "mean_fdp", "mean_fpr", "held_out_group"))
+    check = section(make_report(changed_summary(run, "check/summary.json", **none)), "check")
+    assert "Switched off" not in check
+    assert "Too few cells" in check and "Nothing to list" not in check
+
+
+# ---- a run without a query
+
+
+@pytest.fixture(scope="module")
+def ranking(tmp_path_factory):
+    return make_report(write_fake_run(tmp_path_factory.mktemp("ranking"), is_ranking=True))
+
+
+def test_a_ranking_says_so_and_promises_no_error_rate(ranking, page):
+    head = words(ranking.split("<main>")[0])
+    assert re.search(r"\d+ of 900 cells stand out from the others", head)
+    assert "This is a ranking, no FDR guarantee" in head
+    assert "do not fit the reference" not in head
+    assert "They are flagged at a false discovery rate" not in head
+    assert "calibration" not in head and "query cells" not in head
+    assert Page(ranking).tags.count("section") == page.tags.count("section")
+
+
+def test_a_ranking_has_no_calibration_to_check(ranking):
+    assert judge(ANOMALY | {"is_ranking": True, "smallest_p": None}) == []
+    assert '<ul class="checks">' not in ranking
+    sure = words(section(ranking, "sure"))
+    assert "no calibration set to check" in sure
+    assert "The false discovery rate holds if" not in sure
+
+
+def test_a_ranking_does_not_speak_of_cells_that_it_has_not(ranking):
+    for name in ("found", "anomalies", "doublets", "input", "channels", "depth"):
+        text = words(section(ranking, name)).replace("There is no query", "")
+        assert "query cells" not in text and "calibration cell" not in text.lower(), name
+
+
+def test_a_ranking_that_marks_nobody_is_no_query_that_fits(tmp_path):
+    run = write_fake_run(tmp_path, share_odd=0, is_ranking=True)
+    text = words(make_report(run))
+    assert "0 of 900 cells stand out" in text and "None of" not in text
 
 
 # ---- what only some runs have
@@ -262,7 +515,7 @@ def test_summaries_know_their_stage_and_sample(tmp_path):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    return write_optional_stages(write_fake_run(tmp_path_factory.mktemp("full")))
+    return write_check(write_optional_stages(write_fake_run(tmp_path_factory.mktemp("full"))))
 
 
 def test_evidence_and_the_gap_are_shown_group_by_group(full):
@@ -296,7 +549,7 @@ def test_the_choice_of_the_likelihood_the_curve_and_the_seeds_have_their_place(f
         assert said in text, said
     assert "This run has one seed" not in text
     images = [v for tag, name, v in told.attributes if tag == "img" and name == "alt"]
-    assert len(images) == 7 and "Rate and distortion" in " ".join(images)
+    assert len(images) == len(FIGURES) + 2 and "Rate and distortion" in " ".join(images)
     # They are headed in sections that every run has.
     assert told.tags.count("section") == page.tags.count("section")
 
@@ -364,10 +617,11 @@ def write_files(run: Path, folder: Path, config: dict) -> dict:
 def test_the_rule_writes_report_methods_and_record(tmp_path, is_full):
     run = write_fake_run(tmp_path / "run")
     if is_full:
-        write_optional_stages(run)
+        write_check(write_optional_stages(run))
     written = write_files(run, tmp_path / "out", CONFIG)
     text = words(written["report"].read_text())
     assert ("Pairs of seeds compared" in text) == is_full
+    assert ("Injected anomalies, means over the draws" in text) == is_full
     assert ("chosen among negative binomial" in written["methods"].read_text()) == is_full
     assert json.loads(written["run"].read_text())["seed"] == 7
 
@@ -383,170 +637,15 @@ def test_a_group_of_one_cell_has_no_standard_error_and_any_name(tmp_path):
         assert re.search(rf" {name} [178] -605.50 -603.20 0.87 {se} 17.5", text), name
 
 
-# ---- methods
-
-
-def methods_of(run: Path, **sections) -> str:
-    """The methods of a fake run, made with these sections of the config."""
-    config = config_with(**sections)
-    likelihood = config["train"]["likelihood"]
-    summaries = read_summaries(run.rglob("*summary.json"))
-    train = next(s for s in summaries if s["stage"] == "train")
-    if likelihood != "auto":
-        train["architecture"] = train["architecture"] | {"likelihood": likelihood}
-    return write_methods(config, summaries)
-
-
-def test_methods_name_the_settings_of_the_run(tmp_path):
-    run = write_fake_run(tmp_path)
-    text = write_methods(CONFIG, read_summaries(run.rglob("*summary.json")))
-    for said in ("min_counts = 321", " 4 scaled", "1234", "at least 9 cells", "0.35", "median of"):
-        assert said in text, said
-    for said in ("17 latent", "min_kl = 0.1", "800 optimiser", "seed was 7", "rate of 0.1"):
-        assert said in text, said
-    for said in ("which left 4", "5 singular values", "50 importance samples", "30 gradient"):
-        assert said in text, said
-    assert "shared-program channel used query cells" in text
-    assert "None" not in text and "max_counts" not in text
-    for absent in ("covariates", "free", "repeated with", "traced over", "chosen among"):
-        assert absent not in text, absent
-
-
-# The words that only this value of a setting brings, and the rest of the settings it needs.
-WORDS = {
-    "likelihood": {
-        "nb": "with a negative binomial likelihood (variance mu + mu^2/theta, theta a gene)",
-        "zinb": "zero-inflated negative binomial likelihood",
-        "poisson": "a Poisson likelihood",
-        "gaussian": "a Gaussian likelihood of log(1 + counts at a common depth)",
-        "auto": "chosen among negative binomial, zero-inflated negative binomial and Poisson",
-    },
-    "dispersion": {
-        "gene": "theta a gene)",
-        "gene_batch": "theta a gene and batch)",
-        "gene_cell": "theta a gene times a function of the latent position)",
-    },
-    "decoder": {
-        "softmax": "shares of the library by a softmax",
-        "free": "a free rate of each gene",
-    },
-    "library_size": {
-        "observed": "a log offset of the library size",
-        "latent": "a latent library size, log-normal in each batch",
-    },
-    "skip": {
-        "none": "",
-        "plain": "a plain skip connection",
-        "film": "FiLM, Perez et al. 2018",
-    },
-    "prior": {
-        "normal": "a standard normal prior",
-        "mixture": "a prior of 10 learned Gaussians (Dilokthanakul et al. 2016)",
-        "vamp": "a VampPrior of 10 pseudo-cells",
-    },
-    "normalization": {
-        "layer": "normalization: layer",
-        "batch": "normalization: batch",
-        "none": "normalization: none",
-    },
-    "kl_warmup": {
-        "linear": "rose linearly to 1 over 800 optimiser steps",
-        "cosine": "rose along a cosine to 1 over 800 optimiser steps",
-        "cyclical": "rose to 1 in 4 cycles over 800 optimiser steps (Fu et al. 2019)",
-        "constant": "was 1 from the start",
-    },
-}
-
-
-def test_every_choice_of_the_model_is_in_the_table_of_words():
-    train = yaml.safe_load(SCHEMA.read_text())["properties"]["train"]["properties"]
-    choices = {key: rule["enum"] for key, rule in train.items() if "enum" in rule}
-    assert {key: sorted(said) for key, said in WORDS.items()} == {
-        key: sorted(values) for key, values in choices.items()
-    }
-
-
-@pytest.mark.parametrize(("key", "value"), [(k, v) for k, said in WORDS.items() for v in said])
-def test_each_value_of_a_choice_has_words_of_its_own(key, value, full, tmp_path):
-    run = full if value == "auto" else write_fake_run(tmp_path, n_cells=60)
-    text = methods_of(run, train={key: value}).split("## References")[0]
-    for other, said in WORDS[key].items():
-        # With auto the chosen likelihood is named as well.
-        if said and not (key == "likelihood" and value == "auto"):
-            assert (said in text) == (other == value), said
-    assert WORDS[key][value] in text
-
-
-def test_settings_that_are_on_have_a_sentence(full, tmp_path):
-    plain = write_fake_run(tmp_path, n_cells=60)
-    for sections, said in (
-        (
-            {"train": {"likelihood": "gaussian"}},
-            "common depth) with a variance learned a gene, and a standard normal prior",
-        ),
-        (
-            {"train": {"likelihood": "gaussian", "gaussian_variance": 0.25}},
-            "with a variance fixed at 0.25",
-        ),
-        ({"train": {"prior": "vamp", "prior_components": 33}}, "VampPrior of 33 pseudo-cells"),
-        ({"train": {"n_layers": 3, "n_hidden": 77}}, "3 hidden layers of 77 units"),
-        ({"train": {"dropout": 0.25}}, "dropout 0.25"),
-        ({"train": {"free_bits": 0.05}}, ", 0.05 nats a dimension free;"),
-        ({"train": {"beta": 4}}, "The weight of the KL term rose linearly to 4 over"),
-        (
-            {"train": {"covariates": ["batch"], "continuous_covariates": ["age"]}},
-            "The decoder was given covariates: batch, age.",
-        ),
-        (
-            {"train": {"covariates": ["batch"], "encode_covariates": True}},
-            "Encoder and decoder were given covariates: batch.",
-        ),
-    ):
-        text = methods_of(plain, **sections)
-        assert said in text, said
-        assert said not in methods_of(plain), said
-    told = methods_of(full)
-    assert "were traced over models with beta = 0.5, 1, 2, 4." in told
-    assert "were repeated with 3 seeds in all" in told
-    assert "(50 samples, Burda et al. 2016) of 77 held-out cells. Zero inflation is not" in told
-    refined = changed_summary(plain, "evidence/summary.json", for_scores=True)
-    assert "scores stand on these refined posteriors." in methods_of(refined)
-
-
-def test_every_source_named_in_the_methods_is_in_its_references(full):
-    text = methods_of(full, train={"prior": "mixture", "skip": "film", "kl_warmup": "cyclical"})
-    body, references = text.split("## References")
-    named = re.findall(r"([A-Z][\wö]+)(?: (?:et al\.|& \w+))? \(?(20\d\d|19\d\d)\b", body)
-    assert len(named) >= 15
-    for author, year in named:
-        assert re.search(rf"- [^\n]*{author}[^\n]* {year}", references), (author, year)
-
-
-# ---- the record
-
-
-def test_checksum_of_a_file_is_sha256_and_of_a_folder_sees_names_and_contents(tmp_path):
-    (tmp_path / "a").write_bytes(b"counts")
-    assert checksum(tmp_path / "a") == hashlib.sha256(b"counts").hexdigest()
-    first = checksum(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    second = checksum(tmp_path)
-    (tmp_path / "b").write_bytes(b"count5")
-    assert len({first, second, checksum(tmp_path)}) == 3
-
-
-def test_record_holds_versions_seed_samples_and_checksums(tmp_path):
-    (tmp_path / "in.tsv").write_bytes(b"x")
-    (tmp_path / "genes.txt").write_bytes(b"LYZ")
-    versions = package_versions(["numpy", "no-such-package"])
-    samples = {"NA": {"sample": "NA", "path": "in.tsv", "role": "query"}}
-    train, listed = {"device": "cuda", "threads": 2}, str(tmp_path / "genes.txt")
-    config = CONFIG | {"preprocess": {"select_features": {"gene_list": listed}}}
-    without = describe_run(CONFIG, samples, versions, [tmp_path / "in.tsv"], train)
-    record = describe_run(config, samples, versions, [tmp_path / "in.tsv"], train)
-    assert record["packages"]["no-such-package"] == "not installed"
-    assert re.match(r"\d+\.\d+", record["packages"]["numpy"])
-    assert record["seed"] == 7 and record["device"] == "cuda" and record["threads"] == 2
-    assert record["samples"] == samples
-    assert list(without["inputs"].values()) == [hashlib.sha256(b"x").hexdigest()]
-    assert record["inputs"][listed] == hashlib.sha256(b"LYZ").hexdigest()
+def test_genes_samples_and_groups_may_be_called_na(tmp_path):
+    run = write_fake_run(tmp_path / "run", gene="NA", group="null")
+    markers = read_texts(run / "patterns/markers.tsv")
+    markers.assign(mean_reference=None).to_csv(
+        run / "patterns/markers.tsv", sep="\t", index=False, na_rep="NA"
+    )
+    page = write_files(run, tmp_path / "out", CONFIG)["report"].read_text()
+    why = words(section(page, "why"))
+    assert "NA up 3.61 – 0.194 7.49" in why and " null 75 %" in why
+    assert "NA+, GENE1+, GENE2+, GENE3+, GENE4+, GENE5+ and 3 more null" in words(
+        section(page, "anomalies")
+    )

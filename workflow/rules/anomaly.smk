@@ -14,6 +14,9 @@ OUTPUTS
     results/<run>/stability/<fit>/                            the verdict of each other seed
 """
 
+# Made only where the config asks for it: [path] or none.
+DOUBLETS = [] if IS_BULK else [f"{RUN}/doublets/cells.parquet"]
+
 
 def scored_by(fits, name):
     """A file of each model that scores cells: one, or one a fold."""
@@ -101,33 +104,35 @@ if OTHER_SEEDS:
             "../scripts/measure_stability.py"
 
 
-rule score_doublets:
-    input:
-        weights=scored_by(SCORED_BY, "prune/{fit}/model.safetensors"),
-        descriptions=scored_by(SCORED_BY, "prune/{fit}/model.json"),
-        latents=scored_by(SCORED_BY, "embed/{fit}/latent.parquet"),
-        counts=f"{RUN}/preprocess/counts.h5ad",
-        library_size=f"{RUN}/library_size/library_size.parquet",
-    output:
-        cells=f"{RUN}/doublets/cells.parquet",
-        summary=f"{RUN}/doublets/summary.json",
-    log:
-        logs("score_doublets"),
-    benchmark:
-        times("score_doublets")
-    conda:
-        "../../envs/anomics.yaml"
-    threads: 1
-    resources:
-        gpu=GPU,
-    params:
-        settings=config["doublets"],
-        folds=[FOLDS.get(fit) for fit in SCORED_BY],
-        seed=config["seed"],
-        device=config["device"],
-        code=code("score_doublets.py"),
-    script:
-        "../scripts/score_doublets.py"
+if not IS_BULK:
+
+    rule score_doublets:
+        input:
+            weights=scored_by(SCORED_BY, "prune/{fit}/model.safetensors"),
+            descriptions=scored_by(SCORED_BY, "prune/{fit}/model.json"),
+            latents=scored_by(SCORED_BY, "embed/{fit}/latent.parquet"),
+            counts=f"{RUN}/preprocess/counts.h5ad",
+            library_size=f"{RUN}/library_size/library_size.parquet",
+        output:
+            cells=f"{RUN}/doublets/cells.parquet",
+            summary=f"{RUN}/doublets/summary.json",
+        log:
+            logs("score_doublets"),
+        benchmark:
+            times("score_doublets")
+        conda:
+            "../../envs/anomics.yaml"
+        threads: 1
+        resources:
+            gpu=GPU,
+        params:
+            settings=config["doublets"],
+            folds=[FOLDS.get(fit) for fit in SCORED_BY],
+            seed=config["seed"],
+            device=config["device"],
+            code=code("score_doublets.py"),
+        script:
+            "../scripts/score_doublets.py"
 
 
 if HELD_OUT:
@@ -183,6 +188,7 @@ if IS_CHECKED:
             gpu=GPU,
         params:
             settings=DETECTION,
+            observations=config["observations"],
             fold=FOLDS.get(SCORED_BY[0]),
             seed=config["seed"],
             device=config["device"],
@@ -234,7 +240,7 @@ rule explain_anomalies:
         library_size=f"{RUN}/library_size/library_size.parquet",
         cells=f"{RUN}/anomaly/cells.parquet",
         genes=f"{RUN}/genes/genes.parquet",
-        doublets=f"{RUN}/doublets/cells.parquet",
+        doublets=DOUBLETS,
     output:
         cells_tsv=f"{RUN}/anomaly/cells.tsv",
         cells=f"{RUN}/patterns/cells.parquet",

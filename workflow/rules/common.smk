@@ -128,8 +128,14 @@ configuration = load_script("configuration")
 try:
     config = configuration.check_config(config, source("schemas/config.schema.yaml"))
     EXAMPLE = "results/example_input/pbmc68k.h5ad"
+    BULK_EXAMPLE = [f"results/example_input/bulk_{of}.tsv" for of in ("controls", "patients")]
     SAMPLES = configuration.read_samples(
-        config["samples"], made_here={EXAMPLE}, bundled=source("example/samples.tsv")
+        config["samples"],
+        made_here={EXAMPLE, *BULK_EXAMPLE},
+        bundled={
+            f"workflow/example/{name}.tsv": source(f"example/{name}.tsv")
+            for name in ("samples", "bulk")
+        },
     )
     configuration.check_covariates(config, SAMPLES)
     configuration.check_files(config)
@@ -156,7 +162,8 @@ DETECTION = {key: value for key, value in config["anomaly"].items() if key != "f
 # left out of a second training. Folds hold out cells, not groups.
 IS_CHECKED = config["check"]["injected"]
 HELD_OUT = [f"{FIT}-group"] if IS_CHECKED and config["check"]["held_out_group"] else []
-HELD_OUT = HELD_OUT if not FOLDS else []
+IS_BULK = config["observations"] == "samples"  # a sample is neither a doublet nor of a cell type
+HELD_OUT = HELD_OUT if not FOLDS and not IS_BULK else []
 TRAINED = [*OTHER_SEEDS, *BETAS, *(CANDIDATES or [FIT]), *FOLDS, *HELD_OUT]
 # One job at a time on a GPU (the profile grants one); none is asked for where the user wants a CPU.
 GPU = 0 if config["device"] == "cpu" else 1

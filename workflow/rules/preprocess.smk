@@ -27,6 +27,24 @@ rule make_example:
         "../scripts/make_example.py"
 
 
+rule make_bulk_example:
+    output:
+        controls=BULK_EXAMPLE[0],
+        patients=BULK_EXAMPLE[1],
+        outliers="results/example_input/bulk_outliers.tsv",
+    log:
+        "results/example_input/make_bulk_example.log",
+    benchmark:
+        "results/example_input/make_bulk_example.jsonl"
+    conda:
+        "../../envs/anomics.yaml"
+    params:
+        seed=1,
+        code=code("make_bulk_example.py"),
+    script:
+        "../scripts/make_bulk_example.py"
+
+
 rule import_counts:
     input:
         counts=lambda wildcards: SAMPLES[wildcards.sample]["path"],
@@ -88,6 +106,7 @@ rule select_features:
         settings=config["preprocess"]["select_features"],
         split=config["preprocess"]["split"],
         n_folds=len(FOLDS),
+        observations=config["observations"],
         seed=config["seed"],
         code=code("select_features.py"),
     script:

@@ -27,9 +27,11 @@ SUMMARIES = [
     f"{RUN}/evidence/summary.json",
     f"{RUN}/anomaly/summary.json",
     f"{RUN}/genes/summary.json",
-    f"{RUN}/doublets/summary.json",
     f"{RUN}/patterns/summary.json",
-    *(f"{Path(path).parent}/summary.json" for path in COMPARISON + CURVE + PAIRS + CHECK),
+    *(
+        f"{Path(path).parent}/summary.json"
+        for path in COMPARISON + CURVE + PAIRS + CHECK + DOUBLETS
+    ),
 ]
 # Printed in the report: what a number may depend on.
 VERSIONS = "snakemake torch scanpy anndata numpy scipy pandas scikit-learn scikit-misc umap-learn"
@@ -286,7 +288,7 @@ rule annotate_counts:
         umap=f"{RUN}/embed/{FIT}/umap.parquet",
         cells=f"{RUN}/anomaly/cells.parquet",
         reasons=f"{RUN}/patterns/cells.parquet",
-        doublets=f"{RUN}/doublets/cells.parquet",
+        doublets=DOUBLETS,
     output:
         f"{RUN}/annotated.h5ad",
     log:

@@ -37,7 +37,7 @@ def annotate(
     umap: pd.DataFrame,
     cells: pd.DataFrame,
     reasons: pd.DataFrame,
-    doublets: pd.DataFrame,
+    doublets: pd.DataFrame | None,
 ) -> anndata.AnnData:
     """All cells: X normalised, layers["counts"] raw, obsm X_vae and X_umap, obs with the scores.
 
@@ -61,8 +61,9 @@ def annotate(
     reasons = reasons.set_index("cell_id").reindex(names)
     for name in REASONS:
         result.obs[name] = reasons[name].fillna("").astype(str).to_numpy(object)
-    doublets = doublets.set_index("cell_id").reindex(names)
-    result.obs["doublet_probability"] = doublets["doublet_probability"].to_numpy(np.float64)
+    if doublets is not None:
+        probability = doublets.set_index("cell_id")["doublet_probability"].reindex(names)
+        result.obs["doublet_probability"] = probability.to_numpy(np.float64)
     result.uns["anomics"] = {
         "X": "log1p(counts / library_size * median library size)",
         "X_vae": "posterior means of the latent variables",
@@ -75,10 +76,10 @@ def annotate(
 
 if __name__ == "__main__":
     with job(snakemake) as log:
-        tables = [
-            pd.read_parquet(snakemake.input[name])
-            for name in ("library_size", "latent", "umap", "cells", "reasons", "doublets")
-        ]
+        files = snakemake.input
+        names = ("library_size", "latent", "umap", "cells", "reasons")
+        tables = [pd.read_parquet(files[name]) for name in names]
+        tables.append(pd.read_parquet(files.doublets[0]) if files.doublets else None)
         result = annotate(anndata.read_h5ad(snakemake.input.counts), *tables)
         write_h5ad(result, snakemake.output[0])
         log.info("%d cells, %d genes", *result.shape)

@@ -18,6 +18,7 @@ from omics_vae.model import VAE, load_model
 
 INJECTED_SHARE = 0.1  # of the query of a check,
 LEAST_INJECTED = 15  # but so many where they are at most a quarter of it: below, nothing is flagged
+OF_CELLS = ("doublet", "ambient")  # kinds that no bulk sample can be
 REPEATS = 3  # draws of cells, genes and anomalies
 # A check need not see all cells of an atlas.
 MOST_TRAINING, MOST_NORMAL = 5000, 2000
@@ -190,7 +191,8 @@ if __name__ == "__main__":
 
         model, cells = fit("fit")
         unseen = cells.of("query" if params.fold else "calibration")
-        jobs = [(kind, model, cells, unseen) for kind in KINDS]
+        kinds = [k for k in KINDS if params.observations == "cells" or k.kind not in OF_CELLS]
+        jobs = [(kind, model, cells, unseen) for kind in kinds]
         held = pd.read_parquet(one(files.group))["cell_id"].to_numpy() if files.group else None
         if held is not None and len(held):
             other, known = fit("group", held)

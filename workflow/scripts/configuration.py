@@ -241,16 +241,18 @@ def _contradictions_of_model(train: dict) -> list[str]:
     return [f"config: train.{text}" for text in found]
 
 
-def read_samples(path: str, made_here: set[str], bundled: str) -> dict[str, dict[str, str]]:
+def read_samples(
+    path: str, made_here: set[str], bundled: dict[str, str]
+) -> dict[str, dict[str, str]]:
     """The sample table: {sample: {column: value}}, every value a string, "" where empty.
 
     ``made_here``: paths that a rule of the pipeline makes, so that they need not exist yet.
-    ``bundled``: the example's own table, used where the pipeline runs from another folder.
+    ``bundled``: where the examples' own tables are, for a pipeline that runs from another folder.
     Raises :class:`ConfigurationError` with a line for each fault.
     """
     table = Path(path)
-    if not table.exists() and path == "workflow/example/samples.tsv":
-        table = Path(bundled)
+    if not table.exists():
+        table = Path(bundled.get(path, path))
     try:
         lines = table.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:

@@ -182,6 +182,13 @@ def reasons(
     return cells[[*CELL_COLUMNS, "causes"]], *markers
 
 
+def read_doublets(files: list[str]) -> pd.DataFrame:
+    """The doublet probabilities, index cell_id; none of bulk samples."""
+    if not files:
+        return pd.DataFrame(columns=["doublet_probability", *PARENTS], dtype=float)
+    return pd.read_parquet(files[0]).set_index("cell_id")
+
+
 def no_reasons() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The same of a run that flagged nobody."""
     numbers = {"distance", "doublet_probability", *EVIDENCE}
@@ -221,7 +228,7 @@ if __name__ == "__main__":
         [(model, cells)] = read_fits(source, snakemake.params.folds)
         verdict = pd.read_parquet(source.cells)
         hits = pd.read_parquet(source.genes, columns=["cell_id"])
-        doublets = pd.read_parquet(source.doublets).set_index("cell_id")
+        doublets = read_doublets(source.doublets)
         reference = Reference.of(model, cells, seed, device)
         # In the order of their names, so that nothing depends on the order of the cells.
         ids = verdict.loc[verdict["is_anomaly"], "cell_id"].sort_values()

@@ -320,8 +320,8 @@ def _anomalies(config: dict, stages: dict[str, dict]) -> str:
 
 
 def _reasons(stages: dict[str, dict]) -> str:
-    found, doublets = stages["patterns"], stages["doublets"]
-    return (
+    found, doublets = stages["patterns"], stages.get("doublets")
+    text = (
         f"Flagged cells were explained against {found['n_groups']} groups of reference cells "
         f"({found['groups_named_by']}). For each cell and gene, Pearson residuals from the model's "
         "expectation and from that of a normal cell of the nearest group were averaged; their "
@@ -331,7 +331,12 @@ def _reasons(stages: dict[str, dict]) -> str:
         "summed expectation, Benjamini-Hochberg over genes; the cells were chosen by their "
         "residuals, so these p-values rank genes. Technical causes were guessed from depth, "
         "mitochondrial share, dissociation genes (van den Brink et al. 2017), doublet probability "
-        "and a fit of ambient counts. Doublets were simulated from "
+        "and a fit of ambient counts."
+    )
+    if not doublets:
+        return text
+    return (
+        f"{text} Doublets were simulated from "
         f"{doublets['n_reference']} training and validation cells ({doublets['n_simulated']}, half "
         "of them at the depth of a single cell); a logistic regression in latent space, "
         "calibrated on held-out scores (Platt 1999), gave the doublet probability at a rate of "

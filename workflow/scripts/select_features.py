@@ -15,9 +15,10 @@ import pandas as pd
 import scanpy as sc
 from scipy import sparse
 
+from cohort import MIN_ROWS, check_cohort
 from job import InputError, job, write_h5ad, write_json, write_tsv
 from join_samples import join_samples
-from splits import fold_cells, labels, split_cells
+from splits import MIN_CELLS, fold_cells, labels, split_cells
 
 # A variance from fewer cells is noise; smaller batches vote together.
 MIN_BATCH_CELLS = 50
@@ -208,20 +209,28 @@ def select_features(
     settings: dict,
     split: dict,
     n_folds: int,
+    observations: str,
     seed: int,
 ) -> tuple[anndata.AnnData, dict]:
     """Join, choose, split: the matrix with obs.split and var.selected, and its summary.
 
-    ``n_folds``: 0, or without a query the number of folds, then in obs.fold.
+    ``n_folds``: 0, or without a query the number of folds, then in obs.fold; ``observations``:
+    cells, or samples of bulk RNA-seq, of which a cohort has fewer.
     """
     joined, lost, warnings = join_samples(samples)
     counts, more = keep_seen(joined, settings["min_cells"])
     warnings += more
+    at_least = MIN_CELLS
+    if observations == "samples":
+        n_reference = int((counts.obs["role"] == "reference").sum())
+        warnings += check_cohort(n_reference, counts.n_obs - n_reference)
+        at_least = MIN_ROWS
     if n_folds:
-        counts.obs["split"], fold, split_by = fold_cells(counts.obs, split, n_folds, seed)
-        counts.obs["fold"] = fold
+        counts.obs["split"], counts.obs["fold"], split_by = fold_cells(
+            counts.obs, split, n_folds, seed, at_least
+        )
     else:
-        counts.obs["split"], split_by, more = split_cells(counts.obs, split, seed)
+        counts.obs["split"], split_by, more = split_cells(counts.obs, split, seed, at_least)
         warnings += more
     variable, method, more = select_variable(
         counts, settings["n_features"], settings["batch_aware"]
@@ -275,6 +284,7 @@ if __name__ == "__main__":
             snakemake.params.settings,
             snakemake.params.split,
             snakemake.params.n_folds,
+            snakemake.params.observations,
             snakemake.params.seed,
         )
         splits = counts.obs.groupby(["sample", "role", "split"], sort=True, observed=True).size()

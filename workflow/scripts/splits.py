@@ -20,7 +20,9 @@ MIN_CELLS = {"train": 50, "validation": 10, "calibration": 20}
 N_DRAWS, TOLERANCE = 500, 0.02
 
 
-def split_cells(obs: pd.DataFrame, settings: dict, seed: int) -> tuple[np.ndarray, str, list[str]]:
+def split_cells(
+    obs: pd.DataFrame, settings: dict, seed: int, at_least: dict[str, int] = MIN_CELLS
+) -> tuple[np.ndarray, str, list[str]]:
     """The split of each cell, where there is a query.
 
     Parameters
@@ -28,7 +30,7 @@ def split_cells(obs: pd.DataFrame, settings: dict, seed: int) -> tuple[np.ndarra
     obs: a row a cell; sample, cell (its name in the sample), role, and where given batch, donor.
     settings: validation and calibration (fractions of the reference cells), by (auto, cell or
         donor), min_donors (auto splits by donor from so many reference donors on).
-    seed: of the draw.
+    seed: of the draw. at_least: cells that each split of the reference must have.
 
     Returns
     -------
@@ -56,12 +58,16 @@ def split_cells(obs: pd.DataFrame, settings: dict, seed: int) -> tuple[np.ndarra
     part = _split_by_donor if by == "donor" else _split_by_cell
     split = np.full(len(obs), "query", dtype=object)
     split[reference] = part(obs[reference], *fractions, seed)
-    _refuse_small(split, by, MIN_CELLS)
+    _refuse_small(split, by, at_least)
     return split, by, _warnings(obs, reference, by)
 
 
 def fold_cells(
-    obs: pd.DataFrame, settings: dict, n_folds: int, seed: int
+    obs: pd.DataFrame,
+    settings: dict,
+    n_folds: int,
+    seed: int,
+    at_least: dict[str, int] = MIN_CELLS,
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Without a query: train or validation, and the fold of each cell, 1 to ``n_folds``.
 
@@ -94,7 +100,7 @@ def fold_cells(
             members = order[split[order] == name]
             fold[members] = np.arange(len(members)) % n_folds + 1
     for held in range(1, n_folds + 1):
-        _refuse_small(split[fold != held], by, {name: MIN_CELLS[name] for name in set(split)})
+        _refuse_small(split[fold != held], by, {name: at_least[name] for name in set(split)})
     return split, fold, by
 
 

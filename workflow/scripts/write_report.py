@@ -282,7 +282,11 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
         "markers": pattern_cards(tables["patterns"], tables["markers"]),
         "groups": make_table(tables["groups"], REFERENCE_GROUPS),
         "doublet_reliability": make_table(
-            pd.DataFrame(of_stage(summaries, "doublets")["reliability"]), DOUBLETS
+            pd.DataFrame(
+                of_stage(summaries, "doublets").get("reliability", []),
+                columns=[column.name for column in DOUBLETS],
+            ),
+            DOUBLETS,
         ),
         "check": _optional_table(tables, "check", CHECK),
         "channels": make_table(tables["channels"], CHANNELS),
