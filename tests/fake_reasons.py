@@ -113,6 +113,33 @@ def _explain(flagged: pd.DataFrame, probability: pd.Series, gene: str, group: st
     return cells
 
 
+def _write_genes(run: Path, query: pd.DataFrame, reasons: pd.DataFrame, is_bulk: bool) -> None:
+    """Hits of flagged cells as in their lists of genes, and how many each query cell has."""
+    hits = reasons[["cell_id", "genes"]].assign(gene=reasons["genes"].str.split(", "))
+    hits = hits[hits["genes"] != ""].explode("gene").drop(columns="genes")
+    hits["gene"] = hits["gene"].str.removesuffix("+")
+    hits["observed"], hits["expected"], hits["log2_fold_change"] = 12, 1.5, 3.0
+    hits["log10_p"] = -9.0 - hits.groupby("cell_id").cumcount()
+    hits["z_score"], hits["p_value"], hits["q_value"] = 6.1, 10.0 ** hits["log10_p"], 1e-6
+    hits["direction"], hits["null"] = "up", "model"
+    save(hits, run / "genes/genes.tsv")
+    cells = query[["cell_id", "sample", "is_anomaly"]].reset_index(drop=True)
+    found = hits.groupby("cell_id")["gene"].agg(["size", "last"]).reindex(cells["cell_id"])
+    cells["n_outlier_genes"] = found["size"].fillna(0).astype(int).to_numpy()
+    cells["n_up"], cells["n_down"] = cells["n_outlier_genes"], 0
+    cells["share"] = cells["n_outlier_genes"] / 6000
+    cells["top_gene"] = found["last"].fillna("GENE5").to_numpy()
+    cells["top_log10_p"] = np.where(cells["n_outlier_genes"] > 0, -17.0, -1.5)
+    save(cells, run / "genes/outliers.tsv")
+    summary(
+        run / "genes/summary.json",
+        **{"observations": "samples" if is_bulk else "cells", "alpha": 0.05, "n_query": len(cells)},
+        **{"n_hits": len(hits), "n_aberrant": 2 if is_bulk else None},
+        median_theta_ratio=1.4 if is_bulk else None,
+        null_ratio={"n_tests": 1000, "0.01": 1.01, "0.001": 1.43, "0.0001": 3.4},
+    )
+
+
 def _pattern_row(name: str, own: pd.DataFrame, n_flagged: int, gene: str, group: str) -> dict:
     return {
         **{"pattern": name, "label": f"{gene}+ GENE1+ GENE9-", "n_cells": len(own)},
@@ -208,12 +235,8 @@ def write_reasons(
     query = scored[scored["split"] == "query"]
     flagged = query[query["is_anomaly"]]
     _write_anomalies(run, scored, warnings)
-    summary(
-        run / "genes/summary.json",
-        **{"observations": "samples" if is_bulk else "cells", "alpha": 0.05, "n_query": len(query)},
-        **{"n_hits": 9 * max(len(flagged) - 1, 0), "n_aberrant": 2 if is_bulk else None},
-    )
     probability = pd.Series(dtype=float) if is_bulk else _write_doublets(run, scored)
     reasons = _explain(flagged, probability, gene, group)
+    _write_genes(run, query, reasons, is_bulk)
     _write_patterns(run, reasons, gene, group)
     _write_verdict(run, query, reasons, probability)

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fake_run import write_fake_run
 from figure_style import save_figure
 from plot_patterns import MOST_GENES, chosen_genes, draw, residual_table
+from run_script import run_script
 
 
 def tables(sizes=(8, 4), alone=3, samples=("S1", "S2")):
@@ -104,3 +106,27 @@ def test_every_run_has_a_figure_of_two_columns(shape, tmp_path):
     first = {kind: path.read_bytes() for kind, path in paths.items()}
     save_figure(*draw(*tables(**shape)), SimpleNamespace(**paths))
     assert {kind: path.read_bytes() for kind, path in paths.items()} == first
+
+
+def test_samples_groups_and_genes_may_be_called_na_or_7(tmp_path):
+    run = write_fake_run(tmp_path / "run", n_cells=200, share_odd=0.3, gene="NA", group="null")
+    for name, samples in (("sizes.tsv", ["NA", "7", "nan"]), ("cells.parquet", ["NA", "7", "nan"])):
+        path = run / "patterns" / name
+        if path.suffix == ".tsv":
+            table = pd.read_csv(path, sep="\t", keep_default_na=False)
+            table["sample"] = np.resize(samples, len(table))
+            table.to_csv(path, sep="\t", index=False)
+        else:
+            table = pd.read_parquet(path)
+            table.assign(sample=np.resize(samples, len(table))).to_parquet(path)
+    inputs = {name: str(run / f"patterns/{name}.tsv") for name in ("patterns", "markers", "sizes")}
+    inputs |= {name: str(run / f"patterns/{name}.parquet") for name in ("residuals", "cells")}
+    output = {"pdf": "p.pdf", "svg": "p.svg", "png": "p.png", "table": "p.tsv"}
+    written = run_script("plot_patterns", tmp_path, inputs, output, {})
+    data = pd.read_csv(written["table"], sep="\t", dtype=str, keep_default_na=False)
+    sizes = pd.read_csv(run / "patterns/sizes.tsv", sep="\t", dtype=str, keep_default_na=False)
+    assert data.loc[data["panel"] == "b", "sample"].tolist() == sizes["sample"].tolist()
+    drawn = data[(data["panel"] == "a") & (data["gene"] == "NA")]
+    assert drawn["mean_residual"].tolist() == ["7.44", "7.44"]
+    svg = written["svg"].read_text(encoding="utf-8")
+    assert re.search(r">NA</text>|>NA</tspan>", svg) and "near null" in svg

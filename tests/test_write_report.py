@@ -19,12 +19,14 @@ from write_report import (
     MAX_MARKERS,
     flatten,
     judge,
+    most,
     pattern_cards,
     read_sample_table,
     read_summaries,
     read_texts,
     render,
     report_content,
+    surest,
 )
 
 TEMPLATE = ROOT / "workflow" / "report" / "report.html"
@@ -58,6 +60,8 @@ TABLES = {
     "splits": "preprocess/splits.tsv",
     "samples_library": "library_size/samples.tsv",
     "reasons": "anomaly/cells.tsv",
+    "genes": "genes/genes.tsv",
+    "outliers": "genes/outliers.tsv",
     "patterns": "patterns/patterns.tsv",
     "markers": "patterns/markers.tsv",
     "groups": "patterns/groups.tsv",
@@ -68,7 +72,7 @@ OPTIONAL = {
     "pairs": "stability/pairs.tsv",
     "check": "check/check.tsv",
 }
-OF_NAMES = ("reasons", "patterns", "markers", "groups")
+OF_NAMES = ("reasons", "genes", "outliers", "patterns", "markers", "groups")
 
 
 def read_table(name: str, path: Path) -> pd.DataFrame:
@@ -147,7 +151,7 @@ def page(written):
 def test_markup_in_the_data_is_shown_and_not_run(page, written):
     assert "script" not in page.tags
     # In the warning, in lists of genes, in labels of patterns, in tables of their markers.
-    for where, times in (("warnings", 1), ("anomalies", 20), ("why", 6)):
+    for where, times in (("warnings", 1), ("anomalies", 20), ("why", 6), ("genes", 20)):
         assert Page(section(written, where)).text.count(HOSTILE) >= times, where
     assert Page(section(written, "why")).text.count(HOSTILE_GROUP) == 2
     assert page.tags.count("img") == len(FIGURES)
@@ -413,6 +417,43 @@ def test_reference_groups_without_labels_are_shown_by_their_genes(tmp_path):
     changed_summary(run, "patterns/summary.json", groups_named_by="latent clusters")
     text = words(section(make_report(run), "why"))
     assert "reference has no labels" in text and "B cell 51 MS4A1 CD79A" in text
+
+
+def test_outlier_genes_come_the_surest_first():
+    hits = pd.DataFrame({"cell_id": list("babc"), "gene": ["X", "Y", "A", "Z"]})
+    hits["log10_p"] = [-5.0, -400.0, -5.0, -9.0]
+    assert surest(hits, "log10_p")["gene"].tolist() == ["Y", "Z", "A", "X"]
+    many = pd.concat([hits] * MAX_ROWS)
+    assert len(surest(many, "log10_p")) == MAX_ROWS
+    cells = pd.DataFrame({"cell_id": list("dcba"), "n_outlier_genes": [3, 0, 3, 70]})
+    assert most(cells, "n_outlier_genes")["cell_id"].tolist() == ["a", "b", "d"]
+    assert len(most(pd.concat([cells] * MAX_ROWS), "n_outlier_genes")) == MAX_ROWS
+
+
+def test_outlier_genes_are_told_of_cells_and_of_bulk_samples(tmp_path):
+    run = write_fake_run(tmp_path / "cells", gene="NA")
+    text = words(section(make_report(run), "genes"))
+    name = read_texts(run / "genes/genes.tsv")["cell_id"].min()
+    for said in (
+        "Each gene of each flagged cell is held against",
+        "(Benjamini-Yekutieli, as genes depend on each other), at 5 %",
+        "p ≤ 0.001 occurred 1.43 times as often as nominal",
+        f"{name} GENE8 12 1.5 3 6.1 -17 1e-06 model",
+        f"{name} 9 9 0 0.15 % GENE8 -17",
+    ):
+        assert said in text, said
+    # The surest 200 of the hits are those that come late in each cell's list.
+    assert "GENE5 12" in text and "aberrant" not in text
+    bulk = words(section(make_report(write_fake_run(tmp_path / "bulk", is_bulk=True)), "genes"))
+    assert "each query sample" in bulk and "2 samples are aberrant" in bulk
+
+
+def test_a_run_without_outlier_genes_says_so(tmp_path):
+    run = write_fake_run(tmp_path, share_odd=0)
+    changed_summary(run, "genes/summary.json", null_ratio={})
+    text = words(section(make_report(run), "genes"))
+    assert "No gene is an outlier." in text and "No cell has an outlier gene." in text
+    assert "as often as nominal" not in text
 
 
 def test_doublets_are_told_with_how_sure_they_are(tmp_path):

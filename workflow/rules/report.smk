@@ -321,6 +321,8 @@ rule write_report:
         channels=f"{RUN}/anomaly/channels.tsv",
         cells=f"{RUN}/anomaly/cells.parquet",
         reasons=f"{RUN}/anomaly/cells.tsv",
+        genes=f"{RUN}/genes/genes.tsv",
+        outliers=f"{RUN}/genes/outliers.tsv",
         patterns=f"{RUN}/patterns/patterns.tsv",
         markers=f"{RUN}/patterns/markers.tsv",
         groups=f"{RUN}/patterns/groups.tsv",

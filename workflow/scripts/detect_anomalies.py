@@ -19,7 +19,7 @@ NOMINAL = 0.05
 SPEARMAN_BAND = 0.1
 # Without anomalies half of the query has p > 0.5. Where far fewer do, the query as a whole lies
 # apart from the reference, as after another batch.
-SHIFTED_BELOW = 0.3
+SHIFTED_BELOW, SHIFT_CELLS = 0.3, 50  # of fewer calibration cells the share says nothing
 TRIMMED = ["cell_id", "sample", "score", "library_size"]
 
 
@@ -149,7 +149,7 @@ def calibration_warnings(summary: dict) -> list[str]:
             "batches, as their own has too few, though batches differ; bring more reference cells "
             "of their batch."
         )
-    if not summary["is_ranking"] and summary["share_above_half"] < SHIFTED_BELOW:
+    if summary["n_calibration"] >= SHIFT_CELLS and summary["share_above_half"] < SHIFTED_BELOW:
         found.append(
             f"Only {100 * summary['share_above_half']:.0f} % of the query cells that were not "
             "flagged have p > 0.5, as half of normal cells would: the whole query lies apart from "

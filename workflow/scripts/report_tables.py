@@ -162,6 +162,26 @@ FLAGGED = (
     Column("sample", "Sample", text, False),
     Column("library_size", "Library size", digits),
 )
+GENES = (
+    Column("cell_id", "Cell or sample", text, False),
+    Column("gene", "Gene", text, False),
+    Column("observed", "Observed", whole),
+    Column("expected", "Expected", digits),
+    Column("log2_fold_change", "log2 fold change", digits),
+    Column("z_score", "z", digits),
+    Column("log10_p", "log10 p", digits),
+    Column("q_value", "q", digits),
+    Column("null", "Held against", text, False),
+)
+OUTLIERS = (
+    Column("cell_id", "Cell or sample", text, False),
+    Column("n_outlier_genes", "Outlier genes", whole),
+    Column("n_up", "Up", whole),
+    Column("n_down", "Down", whole),
+    Column("share", "Of all genes", percent),
+    Column("top_gene", "Surest gene", text, False),
+    Column("top_log10_p", "Its log10 p", digits),
+)
 PATTERNS = (
     Column("pattern", "Pattern", text, False),
     Column("label", "Markers", text, False),

@@ -319,6 +319,29 @@ def _anomalies(config: dict, stages: dict[str, dict]) -> str:
     return " ".join(sentences)
 
 
+def _genes(stages: dict[str, dict]) -> str:
+    found = stages["genes"]
+    one = found["observations"].removesuffix("s")
+    theta = (
+        " the dispersion was estimated again on held-out samples, shrunk over genes, and p-values "
+        "averaged over its posterior;"
+        if found["median_theta_ratio"] is not None
+        else ""
+    )
+    normal = (
+        f" On held-out normal {found['observations']}, p <= 0.001 occurred "
+        f"{found['null_ratio']['0.001']:.2g} times as often as nominal."
+        if found["null_ratio"]
+        else ""
+    )
+    return (
+        f"Each gene of a query {one} was tested against its expected count, two-sided (2 min(1/2, "
+        f"P(X <= x), P(X >= x)), Brechtmann et al. 2018);{theta} q-values are those of Benjamini & "
+        f"Yekutieli (2001) within the {one}, at {found['alpha']:g}; z-scores are normal quantiles "
+        f"of p.{normal}"
+    )
+
+
 def _reasons(stages: dict[str, dict]) -> str:
     found, doublets = stages["patterns"], stages.get("doublets")
     text = (
@@ -368,6 +391,7 @@ def write_methods(config: dict, summaries: list[dict]) -> str:
         _preprocessing(config, stages),
         _model(config, stages),
         _anomalies(config, stages),
+        _genes(stages),
         _reasons(stages),
         *filter(None, [_check(stages)]),
         "The UMAP (McInnes et al. 2018) serves for looking only. The pipeline, anomics, runs on "

@@ -18,11 +18,14 @@ from report_tables import (
     EVIDENCE,
     FLAGGED,
     GAPS,
+    GENES,
     LIBRARY_SIZES,
     LIKELIHOODS,
     LOSSES,
     MARKERS,
+    MAX_ROWS,
     NONE,
+    OUTLIERS,
     PATTERN_EVIDENCE,
     PATTERNS,
     RATE_DISTORTION,
@@ -47,7 +50,7 @@ ALL_SAMPLES = "all samples"
 # Columns of names in the tables of the reasons.
 TEXTS = {
     *("cell_id", "sample", "donor", "pattern", "label", "nearest_reference", "technical_cause"),
-    *("genes", "gene", "direction", "group", "named_by", "up", "down"),
+    *("genes", "gene", "direction", "null", "top_gene", "group", "named_by", "up", "down"),
 }
 MAX_CARDS, MAX_MARKERS = 10, 12  # patterns shown with their genes; all are in patterns/
 MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -240,9 +243,9 @@ def flatten(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
 def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figures) -> dict:
     """All that the template prints.
 
-    ``tables``: cells, reasons, patterns, markers, groups, evidence, elbo, gaps, channels, splits,
-    samples_library, as the stages write them, and where the run has them comparison, curve, pairs
-    and check; ``figures``: paths, named as in ``FIGURES``, others are left out.
+    ``tables``: cells, reasons, genes, outliers, patterns, markers, groups, evidence, elbo, gaps,
+    channels, splits, samples_library, as the stages write them, and where the run has them
+    comparison, curve, pairs and check; ``figures``: paths, named as in ``FIGURES``, others are left out.
     """
     cells = tables["cells"]
     query = cells[cells["split"] == "query"]
@@ -277,6 +280,8 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
         "rate_distortion": _optional_table(tables, "curve", RATE_DISTORTION),
         "stability_pairs": _optional_table(tables, "pairs", STABILITY),
         "flagged": make_table(flagged_table(query, tables["reasons"]), FLAGGED),
+        "gene_hits": make_table(surest(tables["genes"], "log10_p"), GENES),
+        "outliers": make_table(most(tables["outliers"], "n_outlier_genes"), OUTLIERS),
         "patterns": make_table(tables["patterns"], PATTERNS),
         "pattern_evidence": make_table(tables["patterns"], PATTERN_EVIDENCE),
         "markers": pattern_cards(tables["patterns"], tables["markers"]),
@@ -299,11 +304,22 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
         "likelihood": of_stage(summaries, "likelihood"),
         "stability": of_stage(summaries, "stability"),
         "anomaly": anomaly,
-        "genes": of_stage(summaries, "genes"),
+        "gene_summary": of_stage(summaries, "genes"),
         "doublets": of_stage(summaries, "doublets"),
         "reasons": of_stage(summaries, "patterns"),
         "check_summary": of_stage(summaries, "check"),
     }
+
+
+def surest(hits: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The hits with the smallest p-values, at most ``MAX_ROWS``."""
+    return hits.sort_values([by, "cell_id", "gene"], kind="stable").head(MAX_ROWS)
+
+
+def most(cells: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The cells or samples with the most outlier genes, at most ``MAX_ROWS``."""
+    some = cells[cells[by] > 0]
+    return some.sort_values([by, "cell_id"], ascending=[False, True]).head(MAX_ROWS)
 
 
 def pattern_cards(patterns: pd.DataFrame, markers: pd.DataFrame) -> list[dict]:
@@ -349,7 +365,7 @@ if __name__ == "__main__":
             na_values={"gap_se": ["NA"]},
         )
         # A gene, a sample or a label may be called NA too; there it is no missing number.
-        for name in ("reasons", "patterns", "markers", "groups"):
+        for name in ("reasons", "genes", "outliers", "patterns", "markers", "groups"):
             tables[name] = read_texts(files[name])
         for name in ("comparison", "curve", "pairs", "check"):
             if files[name]:
