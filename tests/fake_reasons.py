@@ -119,16 +119,16 @@ def _write_genes(run: Path, query: pd.DataFrame, reasons: pd.DataFrame, is_bulk:
     hits = hits[hits["genes"] != ""].explode("gene").drop(columns="genes")
     hits["gene"] = hits["gene"].str.removesuffix("+")
     hits["observed"], hits["expected"], hits["log2_fold_change"] = 12, 1.5, 3.0
-    hits["log10_p"] = -9.0 - hits.groupby("cell_id").cumcount()
+    hits["log10_p"] = -17.0 + hits.groupby("cell_id").cumcount()
     hits["z_score"], hits["p_value"], hits["q_value"] = 6.1, 10.0 ** hits["log10_p"], 1e-6
     hits["direction"], hits["null"] = "up", "model"
     save(hits, run / "genes/genes.tsv")
     cells = query[["cell_id", "sample", "is_anomaly"]].reset_index(drop=True)
-    found = hits.groupby("cell_id")["gene"].agg(["size", "last"]).reindex(cells["cell_id"])
+    found = hits.groupby("cell_id")["gene"].agg(["size", "first"]).reindex(cells["cell_id"])
     cells["n_outlier_genes"] = found["size"].fillna(0).astype(int).to_numpy()
     cells["n_up"], cells["n_down"] = cells["n_outlier_genes"], 0
     cells["share"] = cells["n_outlier_genes"] / 6000
-    cells["top_gene"] = found["last"].fillna("GENE5").to_numpy()
+    cells["top_gene"] = found["first"].fillna("GENE5").to_numpy()
     cells["top_log10_p"] = np.where(cells["n_outlier_genes"] > 0, -17.0, -1.5)
     save(cells, run / "genes/outliers.tsv")
     summary(

@@ -149,7 +149,7 @@ def check_warnings(table: pd.DataFrame, alpha: float, n_unseen: int) -> list[str
         return [
             f"The run could not be checked on injected anomalies: {n_unseen} cells that the model "
             f"has not seen, {LEAST_NORMAL} are needed; bring more reference cells or raise "
-            "preprocess.split.calibration."
+            "preprocess.split.calibration (without a query: fewer anomaly.folds)."
         ]
     ours = table[table["method"] == "anomics"]
     found = []
@@ -187,7 +187,9 @@ if __name__ == "__main__":
             path = {what: one(files[f"{name}_{what}"]) for what in FIT}
             model, content = load_model(path["weights"], path["description"])
             paths = files.counts, files.library_size, path["latent"]
-            return model, read_cells(*paths, content, params.fold, held)
+            cells = read_cells(*paths, content, params.fold, held)
+            # By the encoder alone, as the injected cells, also where the latent file is refined.
+            return model, cells.with_counts(cells.counts, model, device)
 
         model, cells = fit("fit")
         unseen = cells.of("query" if params.fold else "calibration")

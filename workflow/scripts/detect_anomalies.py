@@ -19,7 +19,7 @@ NOMINAL = 0.05
 SPEARMAN_BAND = 0.1
 # Without anomalies half of the query has p > 0.5. Where far fewer do, the query as a whole lies
 # apart from the reference, as after another batch.
-SHIFTED_BELOW, SHIFT_CELLS = 0.3, 50  # of fewer calibration cells the share says nothing
+SHIFTED_BELOW, SHIFT_CELLS = 0.3, 50  # of fewer cells the share says nothing
 TRIMMED = ["cell_id", "sample", "score", "library_size"]
 
 
@@ -33,8 +33,9 @@ def false_positives_by_depth(p: np.ndarray, depth: np.ndarray) -> list[float]:
 def channel_table(table: pd.DataFrame) -> pd.DataFrame:
     """One row a channel: what it is, how free of depth, in how many flagged cells it leads.
 
-    ``table``: as in cells.parquet (split, library_size and the columns of :func:`judge_cells`).
-    Query cells that were flagged are left out of ``spearman_depth_query``.
+    ``table``: as in cells.parquet (split, library_size and the columns of
+    :func:`detection.verdict_table`). Query cells that were flagged are left out of
+    ``spearman_depth_query``.
     """
     normal, unflagged = usual_cells(table)
     rows = []
@@ -92,6 +93,7 @@ def summarise(table: pd.DataFrame, settings: dict) -> dict:
         "n_calibration": 0 if is_ranking else n,
         "n_query": m,
         "n_anomalies": int(table["is_anomaly"].sum()),
+        "n_unflagged": len(unflagged),
         "n_trimmed": int(table["trimmed"].sum()),
         "calibrated_by_batch": batches,
         "n_pooled": int((query["calibrated_by"] == POOLED).sum()),
@@ -149,7 +151,8 @@ def calibration_warnings(summary: dict) -> list[str]:
             "batches, as their own has too few, though batches differ; bring more reference cells "
             "of their batch."
         )
-    if summary["n_calibration"] >= SHIFT_CELLS and summary["share_above_half"] < SHIFTED_BELOW:
+    enough = min(summary["n_calibration"], summary["n_unflagged"]) >= SHIFT_CELLS
+    if enough and summary["share_above_half"] < SHIFTED_BELOW:
         found.append(
             f"Only {100 * summary['share_above_half']:.0f} % of the query cells that were not "
             "flagged have p > 0.5, as half of normal cells would: the whole query lies apart from "

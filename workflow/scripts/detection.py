@@ -46,7 +46,10 @@ def judge(
     if share is None:
         trimmed = anomaly.contaminated(scores, is_calibration)
     else:
-        first = anomaly.combine_kinds(scores, is_calibration, log_depth)
+        # By tails, not ranks: cells that are odd together share the first ranks, and hide.
+        of_calibration = {kind: score[is_calibration] for kind, score in scores.items()}
+        first = np.full(len(log_depth), -np.inf)
+        first[is_calibration] = anomaly.combine_tails(of_calibration, log_depth[is_calibration])
         trimmed = oddest(first, is_calibration, share)
     trusted = is_calibration & ~trimmed
     score = anomaly.combine_kinds(scores, trusted, log_depth)
@@ -175,8 +178,7 @@ def detect_cross_fitted(
     parts, tables = [], []
     for model, cells in folds:
         held_out = cells.of("validation", "query")
-        raw = raw_channels(model, cells.of("train"), held_out, settings, seed, device)
-        del raw["enrichment"]
+        raw = raw_channels(model, cells.of("train"), held_out, settings, seed, device, group=False)
         everyone = np.ones(len(held_out), dtype=bool)
         query = held_out.split == "query"
         standardised = standardise(raw, held_out.log_depth, everyone)

@@ -27,11 +27,18 @@ LEAST_SHARE = 0.005  # added to the mitochondrial share, so that a cell without 
 
 
 def raw_channels(
-    model: VAE, train: Cells, held_out: Cells, settings: dict, seed: int, device
+    model: VAE,
+    train: Cells,
+    held_out: Cells,
+    settings: dict,
+    seed: int,
+    device,
+    group: bool = True,
 ) -> dict[str, np.ndarray]:
     """Every channel of the ``held_out`` cells, before the standardisation by depth.
 
-    ``held_out``: validation cells, by which the latent mixture is chosen, and those to be scored.
+    ``held_out``: validation cells, by which the latent mixture is chosen, and those to be scored;
+    ``group``: with the channel enrichment.
     """
     parts: dict[str, list] = {}
     for _, x, expected in decoded(model, held_out.data, held_out.posterior, device):
@@ -40,6 +47,7 @@ def raw_channels(
             parts.setdefault(name, []).append(values)
     validation = held_out.of("validation")
     optional = {
+        "enrichment": enrichment(train, held_out, seed) if group else None,
         "unseen_genes": anomaly.unseen_genes_channel(
             held_out.counts,
             held_out.size,
@@ -52,7 +60,6 @@ def raw_channels(
         **{name: np.concatenate(values) for name, values in parts.items()},
         "latent_density": mixture_surprise(train.latent, validation.latent, held_out.latent, seed),
         "latent_distance": neighbour_distance(train.latent, held_out.latent),
-        "enrichment": enrichment(train, held_out, seed),
         **{name: values for name, values in optional.items() if values is not None},
     }
 

@@ -76,7 +76,7 @@ class Cells:
         """
         total = np.asarray(self.counts.sum(1), dtype=np.float64).ravel()
         changed = np.asarray(counts.sum(1), dtype=np.float64).ravel()
-        cells = replace(self, counts=counts, size=self.size * changed / total)
+        cells = replace(self, counts=counts, size=self.size * (changed / total))
         return replace(cells, posterior=embed(model, cells.data, device))
 
 

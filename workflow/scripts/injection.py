@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from doublets import partners, thin, total
-from held_cells import Cells
+from held_cells import Cells, join_cells
 from omics_vae.inference import decoded
 from omics_vae.model import VAE
 
@@ -76,7 +76,7 @@ def inject_program(n_genes: int) -> Callable:
 
 
 def inject_doublets(cells: Cells, model: VAE, device, rng: np.random.Generator) -> sp.csr_matrix:
-    """Each cell together with another of its sample, thinned to the depth of the one."""
+    """Each cell together with another of them and of its sample, at the depth of the one."""
     sample = np.unique(cells.obs["sample"].astype(str), return_inverse=True)[1]
     first = np.arange(len(cells))
     both = (cells.counts + cells.counts[partners(sample, first, rng)]).tocsr()
@@ -84,7 +84,7 @@ def inject_doublets(cells: Cells, model: VAE, device, rng: np.random.Generator) 
 
 
 def inject_ambient(cells: Cells, model: VAE, device, rng: np.random.Generator) -> sp.csr_matrix:
-    """Half of the counts of each cell are replaced by draws from the profile of all cells."""
+    """Half of the counts of each cell are replaced by draws from the profile of these cells."""
     kept = thin(cells.counts, np.full(len(cells), 1.0 - AMBIENT_SHARE), rng)
     soup = np.asarray(cells.counts.sum(0), dtype=np.float64).ravel()
     lost = (total(cells.counts) - total(kept)).astype(np.int64)
@@ -105,11 +105,12 @@ def put_into(
     kind: Kind, cells: Cells, chosen: np.ndarray, model: VAE, device, rng: np.random.Generator
 ) -> Cells:
     """``cells`` with those ``chosen`` (positions) turned into anomalies of a kind."""
-    changed = kind.make(cells.take(chosen), model, device, rng)
+    some = cells.take(chosen)
+    changed = kind.make(some, model, device, rng).astype(cells.counts.dtype)
     place = np.arange(len(cells))
     place[chosen] = len(cells) + np.arange(len(chosen))
-    counts = sp.vstack([cells.counts, changed], format="csr")[place]
-    return cells.with_counts(counts.astype(cells.counts.dtype), model, device)
+    # The others stay what they were, to the last digit.
+    return join_cells([cells, some.with_counts(changed, model, device)]).take(place)
 
 
 def as_split(cells: Cells, name: str) -> Cells:

@@ -82,7 +82,7 @@ def fold_cells(
     ------
     InputError: too few cells for so many folds.
     """
-    by = _unit(obs, settings, least=n_folds)
+    by = _unit(obs, settings, n_folds, f"the {n_folds} folds")
     share = settings["validation"]
     split = np.full(len(obs), "train", dtype=object)
     names = zip(labels(obs, "sample"), labels(obs, "cell"), strict=True)
@@ -99,8 +99,9 @@ def fold_cells(
         for name in ("train", "validation"):
             members = order[split[order] == name]
             fold[members] = np.arange(len(members)) % n_folds + 1
+    needed = {name: at_least[name] for name in ("train", "validation")}
     for held in range(1, n_folds + 1):
-        _refuse_small(split[fold != held], by, {name: at_least[name] for name in set(split)})
+        _refuse_small(split[fold != held], by, needed)
     return split, fold, by
 
 
@@ -112,8 +113,13 @@ def labels(obs: pd.DataFrame, column: str) -> np.ndarray:
     return values.where(values.notna(), "").astype(str).to_numpy(dtype=object)
 
 
-def _unit(reference: pd.DataFrame, settings: dict, least: int = 3) -> str:
-    """donor or cell; by donor needs at least so many donors."""
+def _unit(
+    reference: pd.DataFrame,
+    settings: dict,
+    least: int = 3,
+    parts: str = "train, validation and calibration",
+) -> str:
+    """donor or cell; by donor needs at least so many donors, one for each of the ``parts``."""
     donors = labels(reference, "donor")
     n_donors, n_without = len(set(donors) - {""}), int((donors == "").sum())
     if settings["by"] == "donor":
@@ -123,7 +129,6 @@ def _unit(reference: pd.DataFrame, settings: dict, least: int = 3) -> str:
                 "cells have no donor; fill the column donor of the sample table or set by: cell"
             )
         if n_donors < least:
-            parts = "train, validation and calibration" if least == 3 else f"the {least} folds"
             raise InputError(
                 f"preprocess.split.by is donor, but the reference has {n_donors} donor(s) and each "
                 f"of {parts} needs one; set by: cell"
@@ -193,13 +198,14 @@ def _fill(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> tuple[np.
 
 
 def _refuse_small(split: np.ndarray, by: str, at_least: dict[str, int]) -> None:
+    shares = " and ".join(f"preprocess.split.{name}" for name in at_least if name != "train")
     for name, least in at_least.items():
         n = int((split == name).sum())
         if n < least:
             hint = " or split by cell (preprocess.split.by)" if by == "donor" else ""
             raise InputError(
                 f"preprocess.split: only {n} {name} cells and {least} are needed; give more "
-                f"reference cells, change preprocess.split.validation and .calibration{hint}"
+                f"reference cells, change {shares}{hint}"
             )
 
 

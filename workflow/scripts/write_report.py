@@ -245,7 +245,8 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
 
     ``tables``: cells, reasons, genes, outliers, patterns, markers, groups, evidence, elbo, gaps,
     channels, splits, samples_library, as the stages write them, and where the run has them
-    comparison, curve, pairs and check; ``figures``: paths, named as in ``FIGURES``, others are left out.
+    comparison, curve, pairs and check; ``figures``: paths, named as in ``FIGURES``, others are left
+    out.
     """
     cells = tables["cells"]
     query = cells[cells["split"] == "query"]
@@ -304,6 +305,7 @@ def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figur
         "likelihood": of_stage(summaries, "likelihood"),
         "stability": of_stage(summaries, "stability"),
         "anomaly": anomaly,
+        "unit": of_stage(summaries, "genes")["observations"],
         "gene_summary": of_stage(summaries, "genes"),
         "doublets": of_stage(summaries, "doublets"),
         "reasons": of_stage(summaries, "patterns"),
