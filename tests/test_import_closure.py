@@ -106,6 +106,7 @@ FILES = {
     "explain_anomalies": HELD | {"technical_causes.py", *(f"{name}.py" for name in REASONS)},
     "filter_cells": {"job.py", "gene_sets.py"},
     "import_counts": {"job.py"} | READERS,
+    "make_bulk_example": {"job.py"},
     "make_example": {"job.py"},
     "measure_evidence": MODEL,
     "measure_stability": {"job.py"},
@@ -114,7 +115,7 @@ FILES = {
     "score_doublets": HELD
     | {"doublets.py", "doublet_model.py", "reference_groups.py", "omics_vae/anomaly.py"},
     "score_genes": HELD | {"gene_tests.py", "omics_vae/anomaly.py"},
-    "select_features": {"job.py", "join_samples.py", "splits.py"},
+    "select_features": {"job.py", "join_samples.py", "splits.py", "cohort.py"},
     "trace_rate_distortion": {"job.py"},
     "train_vae": TRAINING,
     "write_report": {"job.py", "report_tables.py", "run_record.py"},

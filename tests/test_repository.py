@@ -144,7 +144,7 @@ def test_every_rule_logs_measures_and_hashes_its_code(rule):
     assert {"output", "log", "benchmark", "conda", "params", "script"} <= set(directives)
     assert f'code=code("{rule}.py"' in body
     assert f'"../scripts/{rule}.py"' in body
-    assert f'"{rule}"' in body.split("log:")[1].split("benchmark:")[0] or rule == "make_example"
+    assert f'"{rule}"' in body.split("log:")[1].split("benchmark:")[0] or rule.startswith("make_")
 
 
 def test_a_rule_used_again_writes_elsewhere_with_the_same_code():
@@ -187,6 +187,7 @@ TESTED_TOGETHER = {
     **{name: "test_explain_anomalies" for name in ("reference_groups", "reference_profile")},
     "technical_causes": "test_explain_anomalies",
     "plot_check": "test_figures",
+    "make_bulk_example": "test_bulk_example",
     "__init__": "test_import_closure",
     **{f"plot_{name}": "test_figures" for name in ("qc", "library_size", "training", "pruning")},
     **{f"plot_{name}": "test_figures" for name in ("latent", "anomalies", "rate_distortion")},

@@ -1,4 +1,4 @@
-"""Which query cells do not fit what the model learned, how sure that is, and their genes.
+"""Which query cells do not fit what the model learned, how sure that is, and why.
 
 INPUTS
     results/<run>/prune/<fit>/model.safetensors, model.json
@@ -6,12 +6,24 @@ INPUTS
     results/<run>/preprocess/counts.h5ad
     results/<run>/library_size/library_size.parquet
 OUTPUTS
-    results/<run>/anomaly/cells.tsv                           the verdict on every query cell
-    results/<run>/anomaly/cells.parquet                       the same with all channels
-    results/<run>/anomaly/genes.tsv, genes.parquet            the genes that make a flagged cell odd
-    results/<run>/anomaly/channels.tsv, summary.json          what each kind of evidence is worth
+    results/<run>/anomaly/cells.parquet                       the verdict on every cell, all channels
+    results/<run>/anomaly/channels.tsv, trimmed.tsv,
+        summary.json                                          what each kind of evidence is worth
+    results/<run>/anomaly/cells.tsv                           the verdict on every query cell, with reasons
+    results/<run>/genes/genes.tsv, genes.parquet              outlier genes of flagged cells or samples
+    results/<run>/genes/genes_all.parquet, outliers.tsv,
+        summary.json                                          every test; outlier genes a cell
+    results/<run>/doublets/cells.parquet, summary.json        how probably a cell is a doublet, of what
+    results/<run>/patterns/patterns.tsv, markers.tsv,
+        cells.parquet, sizes.tsv, groups.tsv,
+        residuals.parquet, summary.json                       flagged cells that are odd alike
+    results/<run>/check/group.parquet, group.json             cells held out of a second training
+    results/<run>/check/check.tsv, check.parquet,
+        summary.json                                          what is found of injected anomalies
     results/<run>/stability/pairs.tsv, cells.tsv, summary.json  other seeds, with stability.n_seeds
     results/<run>/stability/<fit>/                            the verdict of each other seed
+
+Without a query each fold of the reference is scored by a fit of its own (seed1-fold2).
 """
 
 # Made only where the config asks for it: [path] or none.

@@ -9,7 +9,8 @@ OUTPUTS
     results/<run>/likelihood/comparison.tsv, summary.json     with train.likelihood: auto
     results/<run>/rate_distortion/curve.tsv, summary.json     with rate_distortion.betas
 
-A fit is named after its seed and what it changes: seed1, seed1-zinb, seed1-beta0.5.
+A fit is named after its seed and what it changes: seed1, seed1-zinb, seed1-beta0.5; seed1-fold2 has
+not seen that fold, seed1-group not the cells of check/group.parquet.
 A killed training leaves train/<fit>/checkpoint.safetensors and resumes from it. It is no output, so
 that Snakemake does not delete it with the half-made files of a failed job.
 """
