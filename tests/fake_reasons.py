@@ -134,7 +134,8 @@ def _write_genes(run: Path, query: pd.DataFrame, reasons: pd.DataFrame, is_bulk:
     summary(
         run / "genes/summary.json",
         **{"observations": "samples" if is_bulk else "cells", "alpha": 0.05, "n_query": len(cells)},
-        **{"n_hits": len(hits), "n_aberrant": 2 if is_bulk else None},
+        **{"n_hits": len(hits), "n_with_outliers": int(hits["cell_id"].nunique())},
+        n_aberrant=2 if is_bulk else None,
         median_theta_ratio=1.4 if is_bulk else None,
         null_ratio={"n_tests": 1000, "0.01": 1.01, "0.001": 1.43, "0.0001": 3.4},
     )

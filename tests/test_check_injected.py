@@ -296,7 +296,10 @@ def inputs_of(paths, fit, group=None, group_fit=None, summary=None) -> dict:
     }
 
 
-PARAMS = {"settings": SETTINGS, "fold": None, "seed": 1, "device": "cpu"}
+PARAMS = {
+    **{"settings": SETTINGS, "observations": "cells", "fold": None},
+    **{"seed": 1, "device": "cpu"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +366,26 @@ def test_the_same_inputs_give_the_same_bytes(files, tmp_path, few_kinds):
     assert other["table"].read_bytes() != first["table"].read_bytes()
 
 
+def test_bulk_samples_are_no_doublets_and_have_no_soup(files, tmp_path):
+    paths, fit, _ = files
+    params = PARAMS | {"observations": "samples"}
+    written = run_script("check_injected", tmp_path, inputs_of(paths, fit), WRITTEN, params)
+    found = set(pd.read_csv(written["table"], sep="\t")["kind"])
+    assert found == {"single gene", "program"}
+
+
+def test_refined_posteriors_do_not_tell_calibration_from_injected_cells(files, tmp_path, few_kinds):
+    """Both are embedded by the encoder, whatever the latent file holds."""
+    paths, fit, _ = files
+    first = run_script("check_injected", tmp_path / "a", inputs_of(paths, fit), WRITTEN, PARAMS)
+    table = pd.read_parquet(fit["latent"])
+    moved = table.filter(like="mean_") + 1.0
+    table.assign(**moved).to_parquet(tmp_path / "refined.parquet")
+    other = fit | {"latent": str(tmp_path / "refined.parquet")}
+    again = run_script("check_injected", tmp_path / "b", inputs_of(paths, other), WRITTEN, PARAMS)
+    assert again["table"].read_bytes() == first["table"].read_bytes()
+
+
 def test_without_a_group_there_is_none_in_the_table(files, tmp_path, few_kinds):
     paths, fit, with_group = files
     written = run_script("check_injected", tmp_path, inputs_of(paths, fit), WRITTEN, PARAMS)
@@ -399,7 +422,8 @@ def test_a_run_of_too_few_unseen_cells_goes_on_and_says_that_it_was_not_checked(
     assert [summary[f"mean_{name}"] for name in ("power", "fdp", "fpr")] == [None] * 3
     assert summary["warnings"] == [
         "The run could not be checked on injected anomalies: 39 cells that the model has not seen, "
-        "40 are needed; bring more reference cells or raise preprocess.split.calibration."
+        "40 are needed; bring more reference cells or raise preprocess.split.calibration (without "
+        "a query: fewer anomaly.folds)."
     ]
 
 

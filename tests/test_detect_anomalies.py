@@ -196,7 +196,7 @@ def folded(tmp_path_factory):
     adata = ad.read_h5ad(paths["counts"])
     counts = adata.X.tolil()
     for gene, cell in enumerate(range(408, 420)):
-        counts[cell, gene] = counts[cell, gene] + 2000
+        counts[cell, gene] = 500 + round(50 * adata.X[:, gene].mean())
     adata.X = counts.tocsr()
     adata.write_h5ad(paths["counts"])
     obs = pd.DataFrame({"sample": "S1", "cell": [f"cell{i}" for i in range(420)]})
@@ -424,6 +424,7 @@ HEALTHY = {
     "n_trimmed": 0,
     "calibrated_by_batch": [],
     "n_pooled": 500,
+    "n_unflagged": 500,
     "share_above_half": 0.5,
     "alpha": 0.1,
     "n_calibration": 1000,
@@ -444,7 +445,8 @@ HEALTHY = {
         ({"is_ranking": True}, ["There is no query"]),
         # A ranking has no calibration to say more of, but its score may follow depth.
         (
-            {"is_ranking": True, "share_above_half": 0.1, "fpr_by_depth_fifth": [0.4] * 5},
+            {"is_ranking": True, "n_calibration": 0, "share_above_half": 0.1}
+            | {"fpr_by_depth_fifth": [0.4] * 5},
             ["There is no query"],
         ),
         (
@@ -456,6 +458,9 @@ HEALTHY = {
         ({"calibrated_by_batch": ["a"], "n_pooled": 0}, []),
         ({"share_above_half": 0.2}, ["Only 20 % of the query cells that were not flagged"]),
         ({"share_above_half": 0.31}, []),
+        # A share of a few cells is chance.
+        ({"share_above_half": 0.0, "n_unflagged": 49}, []),
+        ({"share_above_half": 0.0, "n_unflagged": 50}, ["Only 0 % of the query cells"]),
         ({"needed_together": 50}, ["unless at least 50 of 500 query cells are odder"]),
         ({"needed_together": 501}, ["too few to flag any of 500 query cells"]),
         ({"channels": ["program"]}, ["No gene is rare enough in the reference"]),

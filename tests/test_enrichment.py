@@ -138,6 +138,38 @@ def test_a_new_type_is_found_across_known_batches():
     assert roc_auc_score(kind[N_TRAIN:] == 1, score) > 0.95
 
 
+def test_what_a_batch_is_like_is_learned_from_training_cells_only():
+    """A new type that comes in one known batch alone is not taken for the batch."""
+    rng = np.random.default_rng(9)
+    batch = np.where(rng.random(N_TRAIN + N_HELD) < 0.3, "b", "a")
+    kind = np.zeros(N_TRAIN + N_HELD, dtype=int)
+    kind[N_TRAIN:] = np.where(batch[N_TRAIN:] == "b", 1, 0)
+    design = Design({"batch": ["a", "b"]}, {}, [])
+    score = enrichment(*sides_of(simulate_types(kind, seed=9), design, batch=batch), seed=1)
+    assert roc_auc_score(kind[N_TRAIN:] == 1, score) > 0.95
+
+
+def test_a_group_that_no_plane_parts_from_the_others_is_found_too():
+    """Of two programs normal cells show both or none; the new ones show one of the two."""
+    rng = np.random.default_rng(10)
+    first = rng.integers(0, 2, N_TRAIN + N_HELD)
+    is_new = np.arange(N_TRAIN + N_HELD) >= N_TRAIN + N_HELD - 40
+    second = np.where(is_new, 1 - first, first)
+    made = simulate_types(np.zeros(N_TRAIN + N_HELD, dtype=int), seed=10, depth=2000.0)
+    mu = made.mu.copy()
+    mu[first == 1, 10:20] *= 6.0
+    mu[second == 1, 30:40] *= 6.0
+    counts = sp.csr_matrix(rng.poisson(rng.gamma(4.0, mu / 4.0)).astype(np.int32))
+    score = enrichment(*sides_of(Simulated(counts, mu.sum(1), made.z, mu, 4.0)), seed=1)
+    assert roc_auc_score(is_new[N_TRAIN:], score) > 0.95
+
+
+def test_both_sides_weigh_the_same_however_many_cells_they_have():
+    train, held_out = two_sides(kinds(np.random.default_rng(11)), seed=11)
+    score = enrichment(train, held_out.take(np.arange(60)), seed=1)
+    assert abs(np.median(score)) < 0.4, "log(60 / 400) is -1.9"
+
+
 def test_more_cells_than_the_classifier_takes_are_all_scored(monkeypatch):
     kind = kinds(np.random.default_rng(7), n_new=40)
     train, held_out = two_sides(kind)

@@ -107,7 +107,7 @@ def test_other_counts_change_library_size_and_posterior(run, cells):
     one[7, 3] = one[7, 3] + 900
     changed = few.with_counts(one.tocsr(), model, CPU)
     untouched = np.arange(30) != 7
-    np.testing.assert_allclose(changed.size[untouched], few.size[untouched], rtol=1e-14)
+    np.testing.assert_array_equal(changed.size[untouched], few.size[untouched])
     total = few.counts[7].sum()
     assert changed.size[7] == pytest.approx(few.size[7] * (total + 900) / total)
     assert np.abs(changed.latent[7] - few.latent[7]).max() > 0.01

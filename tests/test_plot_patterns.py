@@ -108,9 +108,10 @@ def test_every_run_has_a_figure_of_two_columns(shape, tmp_path):
     assert {kind: path.read_bytes() for kind, path in paths.items()} == first
 
 
-def test_samples_groups_and_genes_may_be_called_na_or_7(tmp_path):
+@pytest.mark.parametrize("samples", [["NA", "7", "nan"], ["1", "02"]])
+def test_samples_groups_and_genes_may_be_called_na_or_7(samples, tmp_path):
     run = write_fake_run(tmp_path / "run", n_cells=200, share_odd=0.3, gene="NA", group="null")
-    for name, samples in (("sizes.tsv", ["NA", "7", "nan"]), ("cells.parquet", ["NA", "7", "nan"])):
+    for name in ("sizes.tsv", "cells.parquet"):
         path = run / "patterns" / name
         if path.suffix == ".tsv":
             table = pd.read_csv(path, sep="\t", keep_default_na=False)

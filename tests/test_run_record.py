@@ -306,7 +306,7 @@ def test_references_are_in_the_order_of_their_authors():
         ("Wolf et al. 2018, SCANPY", "(Wolf et al. 2018)", True),
         ("Wolf et al. 2018, SCANPY", "as Wolf et al. (2018) did", True),
         ("Wolf et al. 2018, SCANPY", "Wolf et al. 2017", False),
-        ("Wolf et al. 2018, SCANPY", "Wolfram et al. 2018; Werwolf et al. 2018", False),
+        ("Wolf et al. 2018, SCANPY", "Wolfram et al. 2018; McWolf et al. 2018", False),
         ("Platt 1999, Outputs", "scores (Platt 1999), gave", True),
         ("Liu & Xie 2020, Cauchy", "combined (Liu & Xie 2020).", True),
         ("Cremer, Li & Duvenaud 2018, Inference", "gap (Cremer et al. 2018) with", True),

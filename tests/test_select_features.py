@@ -43,7 +43,9 @@ def make_sample(X, name="s1", roles=None, **obs) -> anndata.AnnData:
 
 
 def test_genes_of_the_cell_types_are_selected():
-    counts, summary = select_features([make_sample(simulate())], None, SETTINGS, SPLIT, 0, 0)
+    counts, summary = select_features(
+        [make_sample(simulate())], None, SETTINGS, SPLIT, 0, "cells", 0
+    )
     selected = set(counts.var_names[counts.var["selected"]])
     assert len(selected & {f"GENE{i}" for i in range(20)}) >= 18
     assert summary["n_selected"] == 50
@@ -54,7 +56,7 @@ def test_a_gene_that_only_query_cells_express_can_be_selected():
     X = simulate()
     X[:, 299] = 0
     X[-12:, 299] = 6
-    counts, _ = select_features([make_sample(X)], None, SETTINGS, SPLIT, 0, 0)
+    counts, _ = select_features([make_sample(X)], None, SETTINGS, SPLIT, 0, "cells", 0)
     assert (counts.obs["role"].iloc[-12:] == "query").all()
     assert counts.var.loc["GENE299", "selected"]
 
@@ -62,14 +64,16 @@ def test_a_gene_that_only_query_cells_express_can_be_selected():
 def test_the_choice_of_genes_never_looks_at_roles():
     X = simulate()
     roles = ["reference"] * 340 + ["query"] * 60
-    first, _ = select_features([make_sample(X, roles=roles)], None, SETTINGS, SPLIT, 0, 0)
-    second, _ = select_features([make_sample(X, roles=roles[::-1])], None, SETTINGS, SPLIT, 0, 9)
+    first, _ = select_features([make_sample(X, roles=roles)], None, SETTINGS, SPLIT, 0, "cells", 0)
+    second, _ = select_features(
+        [make_sample(X, roles=roles[::-1])], None, SETTINGS, SPLIT, 0, "cells", 9
+    )
     pd.testing.assert_frame_equal(first.var, second.var)
 
 
 def test_more_features_than_genes_selects_all():
     counts, summary = select_features(
-        [make_sample(simulate())], None, SETTINGS | {"n_features": 300}, SPLIT, 0, 0
+        [make_sample(simulate())], None, SETTINGS | {"n_features": 300}, SPLIT, 0, "cells", 0
     )
     assert counts.var["selected"].all()
     assert summary["method"] == "all genes"
@@ -95,7 +99,7 @@ def test_small_batches_vote_together_or_not_at_all(sizes, expected):
 
 def test_a_tiny_batch_breaks_nothing_and_is_said():
     sample = make_sample(simulate(), batch=["a"] * 200 + ["b"] * 197 + ["tiny"] * 3)
-    counts, summary = select_features([sample], None, SETTINGS, SPLIT, 0, 0)
+    counts, summary = select_features([sample], None, SETTINGS, SPLIT, 0, "cells", 0)
     assert counts.var["selected"].sum() == 50
     assert any("3 cells of batches" in warning for warning in summary["warnings"])
 
@@ -158,7 +162,9 @@ def test_a_gene_list_is_read_as_people_write_it(tmp_path):
 def test_listed_genes_join_the_variable_ones(tmp_path):
     path = tmp_path / "genes.txt"
     path.write_text("GENE0\nGENE200\ngene201\nXYZ\n")
-    counts, summary = select_features([make_sample(simulate())], str(path), SETTINGS, SPLIT, 0, 0)
+    counts, summary = select_features(
+        [make_sample(simulate())], str(path), SETTINGS, SPLIT, 0, "cells", 0
+    )
     assert counts.var.loc["GENE200", "selected_by"] == "list"
     assert counts.var.loc["GENE0", "selected_by"] == "variable, list"
     assert (counts.var["selected"] == (counts.var["selected_by"] != "")).all()
@@ -196,39 +202,39 @@ def test_cells_that_the_model_sees_as_empty_are_said():
     X[7, 40:] = 0
     X[7, 130] = 1
     settings = SETTINGS | {"n_features": 20}
-    summary = select_features([make_sample(X)], None, settings, SPLIT, 0, 0)[1]
+    summary = select_features([make_sample(X)], None, settings, SPLIT, 0, "cells", 0)[1]
     assert any(w.startswith("1 cells have no count in the selected") for w in summary["warnings"])
 
 
 def test_the_split_ignores_the_order_of_samples_and_the_genes():
     X = simulate(300)
     first, second = make_sample(X[:150], "a"), make_sample(X[150:], "b")
-    split = select_features([first, second], None, SETTINGS, SPLIT, 0, 4)[0].obs["split"]
-    swapped = select_features([second, first], None, SETTINGS, SPLIT, 0, 4)[0].obs["split"]
+    split = select_features([first, second], None, SETTINGS, SPLIT, 0, "cells", 4)[0].obs["split"]
+    swapped = select_features([second, first], None, SETTINGS, SPLIT, 0, "cells", 4)[0].obs["split"]
     fewer = [first[:, :200].copy(), second[:, :200].copy()]
-    on_fewer = select_features(fewer, None, SETTINGS, SPLIT, 0, 4)[0].obs["split"]
+    on_fewer = select_features(fewer, None, SETTINGS, SPLIT, 0, "cells", 4)[0].obs["split"]
     pd.testing.assert_series_equal(split, swapped[split.index])
     pd.testing.assert_series_equal(split, on_fewer)
 
 
 def test_without_a_query_each_cell_has_a_fold():
     sample = make_sample(simulate(), roles=["reference"] * 400)
-    counts, summary = select_features([sample], None, SETTINGS, SPLIT, 4, 1)
+    counts, summary = select_features([sample], None, SETTINGS, SPLIT, 4, "cells", 1)
     assert list(counts.obs)[:5] == ["cell", "sample", "role", "split", "fold"]
     assert counts.obs["fold"].value_counts().sort_index().tolist() == [100] * 4
     assert summary["splits"] == {"train": 360, "validation": 40}
     assert summary["split_by"] == "cell"
-    again, _ = select_features([sample], None, SETTINGS, SPLIT, 4, 2)
+    again, _ = select_features([sample], None, SETTINGS, SPLIT, 4, "cells", 2)
     assert (again.obs["fold"] != counts.obs["fold"]).any()
     pd.testing.assert_frame_equal(again.var, counts.var)
 
 
 def test_a_query_has_no_folds_and_without_one_they_must_be_asked_for():
-    counts, _ = select_features([make_sample(simulate())], None, SETTINGS, SPLIT, 0, 1)
+    counts, _ = select_features([make_sample(simulate())], None, SETTINGS, SPLIT, 0, "cells", 1)
     assert "fold" not in counts.obs
     sample = make_sample(simulate(), roles=["reference"] * 400)
     with pytest.raises(InputError, match="no query cells are left"):
-        select_features([sample], None, SETTINGS, SPLIT, 0, 1)
+        select_features([sample], None, SETTINGS, SPLIT, 0, "cells", 1)
 
 
 def test_seurat_v3_as_scanpy_has_it_over_real_batches(shared_data):
@@ -255,7 +261,8 @@ def test_pbmc3k_twice_gives_the_same_bytes(shared_data, tmp_path):
         paths.append(str(tmp_path / f"{name}.h5ad"))
         part.write_h5ad(paths[-1])
     output = {"counts": "counts.h5ad", "splits": "splits.tsv", "summary": "summary.json"}
-    params = {"settings": SETTINGS | {"n_features": 500}, "split": SPLIT, "n_folds": 0, "seed": 1}
+    params = {"settings": SETTINGS | {"n_features": 500}, "split": SPLIT, "n_folds": 0}
+    params |= {"observations": "cells", "seed": 1}
     first, second = (
         run_script("select_features", tmp_path / run, {"counts": paths}, output, params)
         for run in ("first", "second")

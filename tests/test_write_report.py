@@ -199,9 +199,9 @@ def test_says_how_many_were_found(tmp_path):
 def test_without_anomalies_no_section_is_missing(tmp_path, page, n_samples, n_cells):
     found_none = Page(make_report(write_fake_run(tmp_path, n_samples, n_cells, share_odd=0)))
     assert found_none.tags.count("section") == page.tags.count("section")
-    assert found_none.tags.count("img") == len(FIGURES)
+    assert found_none.tags.count("img") == len(FIGURES) - 1  # all but the patterns
     assert "None of" in found_none.text and "No cell is flagged" in found_none.text
-    assert "No pattern: no three flagged cells are odd alike." in found_none.text
+    assert "No pattern" in found_none.text
 
 
 def test_same_bytes_when_made_again(tmp_path):
@@ -478,6 +478,20 @@ def test_bulk_samples_are_no_doublets(tmp_path, page):
     assert "so there are none" in section(text, "doublets")
     assert "simulated" not in section(text, "doublets")
     assert Page(text).tags.count("section") == page.tags.count("section")
+
+
+def test_a_bulk_run_speaks_of_samples_and_of_their_outlier_genes(tmp_path):
+    run = write_fake_run(tmp_path, is_bulk=True)
+    head = words(make_report(run).split("<main>")[0])
+    assert re.search(r"\d+ of \d+ query samples do not fit the reference", head)
+    assert re.search(r"\d+outlier genes", head)
+    assert "query cells" not in head and "flagged cells" not in head
+    # A sample can have outlier genes without being flagged as a whole.
+    cells = pd.read_parquet(run / "anomaly/cells.parquet")
+    cells.assign(is_anomaly=False).to_parquet(run / "anomaly/cells.parquet")
+    head = words(make_report(run).split("<main>")[0])
+    assert "query samples is flagged" in head
+    assert re.search(r"Single genes do stand out: \d+ outlier genes in \d+ samples", head)
 
 
 def test_the_check_tells_what_would_be_found(tmp_path):

@@ -26,6 +26,7 @@ MOST_GENES = 60  # columns that still can be read at 183 mm
 GENES_A_PATTERN = 10  # markers up and down together, fewer where there are many patterns
 LEAST_LIMIT = 2.0  # SDs at the end of the colours: smaller residuals must not look strong
 NO_PATTERN = "no pattern"
+TEXTS = ("pattern", "gene", "direction", "sample", "nearest_reference")
 
 
 def chosen_genes(markers: pd.DataFrame, patterns: list[str]) -> list[str]:
@@ -148,7 +149,8 @@ def draw(
 if __name__ == "__main__":
     with job(snakemake) as log:
         source = snakemake.input
-        text = {"sep": "\t", "keep_default_na": False, "na_values": ["NA"]}
+        # A sample, a group or a gene may be called NA or 7.
+        text = {"sep": "\t", "keep_default_na": False, "dtype": dict.fromkeys(TEXTS, str)}
         tables = [pd.read_csv(source[name], **text) for name in ("patterns", "markers", "sizes")]
         residuals, cells = (pd.read_parquet(source[name]) for name in ("residuals", "cells"))
         patterns, markers, sizes = tables

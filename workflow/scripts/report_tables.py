@@ -59,7 +59,7 @@ SAMPLES = (
     Column("n_genes", "Genes", whole),
     Column("n_cells", "Cells read", whole),
     Column("n_kept", "Cells kept", whole),
-    Column("n_query", "Query cells", whole),
+    Column("n_query", "Cells judged", whole),
     Column("n_flagged", "Flagged", whole),
     Column("share", "Share flagged", percent),
 )
@@ -244,7 +244,7 @@ CHANNELS = (
     Column("kind", "Kind", text, False),
     Column("what", "What it looks at", text, False),
     Column("spearman_depth", "ρ with depth", digits),
-    Column("spearman_depth_query", "ρ with depth, query cells not flagged", digits),
+    Column("spearman_depth_query", "ρ with depth, cells not flagged", digits),
     Column("fpr_low_depth", "False positives, shallowest fifth", percent),
     Column("fpr_high_depth", "False positives, deepest fifth", percent),
     Column("n_leading", "Flagged cells it leads", whole),

@@ -33,13 +33,13 @@ REFERENCES = (
     "Fu et al. 2019, Cyclical annealing schedule, arXiv:1903.10145",
     "Gavish & Donoho 2014, The optimal hard threshold for singular values is 4/sqrt(3), "
     "doi:10.1109/TIT.2014.2323359",
+    "Hong et al. 2020, Selecting the number of components in PCA via random signflips, "
+    "arXiv:2012.02985",
     "Kim et al. 2018, Semi-amortized variational autoencoders, arXiv:1802.02550",
     "Kingma & Welling 2014, Auto-encoding variational Bayes, arXiv:1312.6114",
     "Liu & Xie 2020, Cauchy combination test, doi:10.1080/01621459.2018.1554485",
     "Lopez et al. 2018, Deep generative modeling for single-cell transcriptomics, "
     "doi:10.1038/s41592-018-0229-2",
-    "Hong et al. 2020, Selecting the number of components in PCA via random signflips, "
-    "arXiv:2012.02985",
     "Marandon et al. 2024, Adaptive novelty detection with false discovery rate guarantee, "
     "doi:10.1214/23-AOS2338",
     "McInnes et al. 2018, UMAP, doi:10.21105/joss.00861",
@@ -335,7 +335,7 @@ def _genes(stages: dict[str, dict]) -> str:
         else ""
     )
     return (
-        f"Each gene of a query {one} was tested against its expected count, two-sided (2 min(1/2, "
+        f"Each gene of a judged {one} was tested against its expected count, two-sided (2 min(1/2, "
         f"P(X <= x), P(X >= x)), Brechtmann et al. 2018);{theta} q-values are those of Benjamini & "
         f"Yekutieli (2001) within the {one}, at {found['alpha']:g}; z-scores are normal quantiles "
         f"of p.{normal}"
@@ -353,8 +353,8 @@ def _reasons(stages: dict[str, dict]) -> str:
         "cosines. Marker genes of a pattern: its summed counts against a negative binomial of the "
         "summed expectation, Benjamini-Hochberg over genes; the cells were chosen by their "
         "residuals, so these p-values rank genes. Technical causes were guessed from depth, "
-        "mitochondrial share, dissociation genes (van den Brink et al. 2017), doublet probability "
-        "and a fit of ambient counts."
+        "mitochondrial share, dissociation genes (van den Brink et al. 2017)"
+        f"{', doublet probability' if doublets else ''} and a fit of ambient counts."
     )
     if not doublets:
         return text
@@ -371,9 +371,11 @@ def _check(stages: dict[str, dict]) -> str:
     found = stages.get("check")
     if not found or found["mean_power"] is None:
         return ""
+    group = found["held_out_group"] or {"group": None}
+    further = ", a group of cells held out of a second training" if group["group"] else ""
     return (
         "As a check, anomalies of known kind and strength (single genes, gene programs, doublets, "
-        "ambient counts, a group of cells held out of a second training) were put into "
+        f"ambient counts{further}) were put into "
         f"held-out normal cells: mean power {found['mean_power']:.2f}, mean realised false "
         f"discovery proportion {found['mean_fdp']:.2f} at a nominal {found['alpha']:g}."
     )
@@ -403,11 +405,10 @@ def write_methods(config: dict, summaries: list[dict]) -> str:
 
 
 def is_cited(reference: str, text: str) -> bool:
-    """Whether the text names the first author and, before the next full stop or bracket, the year.
+    """Whether the text names the first author and, next of all numbers in the sentence, the year.
 
     ``reference`` begins as it is cited: ``Wolf et al. 2018, SCANPY``.
     """
-    head = re.match(r"(.*?)(?:,| &| et al\.)? .*?(\d{4}),", reference)
-    author, year = head.groups()
+    author, year = re.match(r"(.*?)(?:,| &| et al\.| (?=\d)).*?(\d{4}),", reference).groups()
     text = text.replace("et al.", "et al")
-    return re.search(rf"\b{re.escape(author)} [^.();]*{year}", text) is not None
+    return re.search(rf"\b{re.escape(author)} [^.();\d]*\(?{year}", text) is not None
