@@ -150,7 +150,7 @@ def test_genes_of_the_model_stand_anywhere_among_all_genes(run, rng, make):
 
 
 def test_a_program_is_drawn_among_genes_that_the_cells_express(rng):
-    model, cells = made(depth=60.0)
+    model, cells = made(depth=8.0)
     mean, _ = expected_counts(model, cells, CPU)
     usual = mean.mean(0) >= LEAST_EXPECTED
     assert 12 < usual.sum() < 35

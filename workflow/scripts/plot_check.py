@@ -59,7 +59,9 @@ def draw(table: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
     axes["auroc"].set_title(f"Injected anomalies ({summary['repeats']} draws)")
     axes["power"].set_title(f"At a false discovery rate of {summary['alpha']:g}")
     axes["fdp"].set_title("Dashed: the nominal rate")
-    axes["fdp"].legend(loc="upper right")
+    # Outside: any place in a panel may hold a mark.
+    handles, labels = axes["fdp"].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS))
     letter_panels(axes.values())
     return figure, panels_table({"check": table})
 
