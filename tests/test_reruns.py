@@ -126,7 +126,7 @@ SETTINGS = {
     ("preprocess.filter_cells.n_mads", None): "filter_cells",
     ("preprocess.select_features.n_features", 41): "select_features",
     ("preprocess.select_features.gene_list", "genes.txt"): "select_features",
-    ("preprocess.split.calibration", 0.3): "select_features",
+    ("preprocess.split.calibration", 0.28): "select_features",
     ("library_size.method", "median_of_ratios"): "compute_library_size",
     ("train.n_latent", 5): "train_vae",
     ("train.likelihood", "zinb"): "train_vae",
