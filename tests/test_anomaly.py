@@ -10,7 +10,6 @@ from scipy.stats import (
     chisquare,
     false_discovery_control,
     kstest,
-    nbinom,
     spearmanr,
     truncnorm,
 )
@@ -28,7 +27,6 @@ from omics_vae.anomaly import (
     depth_line,
     kind_scores,
     kind_weights,
-    pearson_residuals,
     pooled_rates,
     ranked_p,
     residual_channels,
@@ -417,17 +415,6 @@ def test_only_the_rank_of_a_kind_counts(rng):
     np.testing.assert_array_equal(
         combined(scores, is_calibration)[0], combined(stretched, is_calibration)[0]
     )
-
-
-def test_pearson_residuals_are_standard_under_the_model_and_bounded(rng):
-    mu, theta = np.full((20_000, 3), [0.5, 5.0, 50.0]), np.array([0.5, 2.0, 10.0])
-    x = nbinom.rvs(theta, theta / (theta + mu), random_state=rng)
-    residuals = pearson_residuals(x, nb(mu, theta))
-    np.testing.assert_allclose(residuals.mean(0), 0.0, atol=0.05)
-    np.testing.assert_allclose(residuals.std(0), 1.0, atol=0.1)
-    one = nb(np.ones((1, 1)), np.ones(1))
-    assert pearson_residuals(np.array([[10**6]]), one).item() == 10.0
-    assert pearson_residuals(np.array([[-100.0]]), Gaussian(*torch.ones(2, 1, 1))).item() == -10.0
 
 
 def test_query_p_values_are_uniform_although_channels_are_dependent(rng):

@@ -331,6 +331,8 @@ def test_the_table_has_every_kind_and_every_method(files, tmp_path):
     draws = pd.read_parquet(written["draws"])
     assert len(draws) == 3 * len(expected)
     assert set(draws["repeat"]) == {1, 2, 3}
+    of_each = draws[draws["method"] == "anomics"].groupby(["kind", "strength"])["auroc"]
+    assert (of_each.nunique() > 1).mean() > 0.5, "each repeat is another draw"
     again = average(draws)
     np.testing.assert_allclose(table["auprc"], again["auprc"], rtol=1e-8)
     rates = ["auroc", "auprc", "power", "fdp", "fpr"]

@@ -258,6 +258,15 @@ def test_only_the_chosen_cells_change_and_the_rest_follows(run, kind):
     assert (again.counts != found.counts).nnz == 0
 
 
+def test_a_refined_posterior_stays_with_the_cells_that_do_not_change(run, rng):
+    model, cells = run
+    refined = replace(cells, posterior=replace(cells.posterior, mean=cells.posterior.mean + 1.0))
+    chosen = np.array([3, 50])
+    found = put_into(KINDS[3], refined, chosen, model, CPU, rng)
+    others = np.setdiff1d(np.arange(len(cells)), chosen)
+    np.testing.assert_array_equal(found.latent[others], refined.latent[others])
+
+
 def test_kinds_have_names_of_their_own_and_one_is_made_of_whole_cells():
     names = [(kind.kind, kind.strength) for kind in [*KINDS, GROUP]]
     assert len(set(names)) == len(names)

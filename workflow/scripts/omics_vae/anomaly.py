@@ -20,7 +20,6 @@ DEPTH_RANGE = 2.5
 RARE_EXPECTED = 0.003
 # theta of genes that the model does not decode: the mode of the model's own prior.
 POOLED_THETA = 1.0
-RESIDUAL_LIMIT = 10.0  # SDs; one huge count must not outweigh all others
 # Half of the weight of a cell's verdict is the company it keeps, half all that it shows by itself.
 GROUP_WEIGHT = 0.5
 # A calibration cell so many robust SDs above the median of its kind of evidence is no normal cell:
@@ -45,11 +44,6 @@ def residual_channels(
         "single_gene": np.log1p(surprise.max(1)),
         "profile": np.log1p(expected.deviance(x).sum(1)),
     }
-
-
-def pearson_residuals(x: np.ndarray, expected: Likelihood) -> np.ndarray:
-    """(x - mean) / SD of each count, clipped at +-10 (cells, genes)."""
-    return np.clip(expected.pearson_residual(x), -RESIDUAL_LIMIT, RESIDUAL_LIMIT)
 
 
 def pooled_rates(counts: sp.csr_matrix, library_size: np.ndarray) -> np.ndarray:
