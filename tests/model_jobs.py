@@ -110,14 +110,20 @@ def detect(folder: Path, paths: dict, model: dict, latent: Path, **changed) -> d
 def detect_by(folder: Path, paths: dict, fits: list[tuple], **changed) -> dict:
     """detect_anomalies by several models: (model, latent.parquet, its fold) each."""
     folder.mkdir(parents=True, exist_ok=True)
+    given, folds = by_models(fits)
+    params = {"settings": ANOMALY | changed, "folds": folds, "seed": 1, "device": "cpu"}
+    return run_script("detect_anomalies", folder, paths | given, DETECTED, params)
+
+
+def by_models(fits: list[tuple]) -> tuple[dict, list]:
+    """Input and ``folds`` of a rule that reads several models: (model, latent, fold) each."""
     models, latents, folds = zip(*fits, strict=True)
     given = {
         "weights": [str(model["weights"]) for model in models],
         "descriptions": [str(model["description"]) for model in models],
         "latents": [str(latent) for latent in latents],
     }
-    params = {"settings": ANOMALY | changed, "folds": list(folds), "seed": 1, "device": "cpu"}
-    return run_script("detect_anomalies", folder, paths | given, DETECTED, params)
+    return given, list(folds)
 
 
 def with_obs(paths: dict, folder: Path, **columns) -> dict:

@@ -13,7 +13,7 @@ import torch
 import explain_anomalies
 from held_cells import read_cells
 from job import read_json
-from model_jobs import embed, train, with_obs
+from model_jobs import by_models, embed, train, with_obs
 from omics_vae.model import load_model
 from pattern_tables import pattern_table, reason_warnings, size_table
 from patterns import (
@@ -391,16 +391,14 @@ def explain(folder, paths, trained, latent, flagged, hits=SPIKED, doublets=(), l
     parents = {"parent_1": "R2", "parent_2": "R1"}
     table = pd.DataFrame({"cell_id": obs.index, "doublet_probability": probability, **parents})
     table[is_query].to_parquet(folder / "doublets.parquet")
-    given = paths | {
-        "weights": str(trained["weights"]),
-        "description": str(trained["description"]),
-        "latent": str(latent),
+    given, folds = by_models([(trained, latent, None)])
+    given |= {
         "cells": str(folder / "verdict.parquet"),
         "genes": str(folder / "hits.parquet"),
-        "doublets": str(folder / "doublets.parquet"),
+        "doublets": [str(folder / "doublets.parquet")],
     }
-    params = {"seed": 1, "device": "cpu"}
-    return run_script("explain_anomalies", folder, given, OUTPUTS, params)
+    params = {"folds": folds, "seed": 1, "device": "cpu"}
+    return run_script("explain_anomalies", folder, paths | given, OUTPUTS, params)
 
 
 def read(path):

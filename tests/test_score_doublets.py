@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from doublet_model import Calibration, Likeness, as_unseen, fit_doublets, guarded, prior_weights
 from doublets import compare, doublet_share, partners, simulate_doublets, thin, total
 from held_cells import read_cells
-from model_jobs import embed, train, with_model
+from model_jobs import by_models, embed, train
 from omics_vae.model import load_model
 from run_script import run_script
 from score_doublets import choose_reference, doublet_warnings, parents, reliability
@@ -68,10 +68,11 @@ def write_cells(folder) -> tuple[dict, pd.DataFrame]:
 
 def score(folder, paths: dict, model: dict, latent, **settings) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
-    given = with_model(paths, model) | {"latent": str(latent)}
+    given, folds = by_models([(model, latent, None)])
     output = {"cells": "cells.parquet", "summary": "summary.json"}
-    params = {"settings": {"rate": RATE} | settings, "seed": 1, "device": "cpu"}
-    return run_script("score_doublets", folder, given, output, params)
+    settings = {"rate": RATE} | settings
+    params = {"settings": settings, "folds": folds, "seed": 1, "device": "cpu"}
+    return run_script("score_doublets", folder, paths | given, output, params)
 
 
 @pytest.fixture(scope="module")

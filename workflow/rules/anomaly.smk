@@ -30,11 +30,6 @@ Without a query each fold of the reference is scored by a fit of its own (seed1-
 DOUBLETS = [] if IS_BULK else [f"{RUN}/doublets/cells.parquet"]
 
 
-def scored_by(fits, name):
-    """A file of each model that scores cells: one, or one a fold."""
-    return expand(f"{RUN}/{name}", fit=fits)
-
-
 rule detect_anomalies:
     input:
         weights=scored_by(SCORED_BY, "prune/{fit}/model.safetensors"),

@@ -71,6 +71,11 @@ def held_out_of(fit):
     return f"{RUN}/check/group.parquet" if fit in HELD_OUT else []
 
 
+def scored_by(fits, name):
+    """A file of each model that scores cells: one, or one a fold."""
+    return expand(f"{RUN}/{name}", fit=fits)
+
+
 def settings_of(fit):
     """config ``train`` with what the name of a fit changes."""
     changed = {"beta": BETAS[fit]} if fit in BETAS else {}
