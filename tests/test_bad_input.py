@@ -92,10 +92,16 @@ CASES: dict[str, tuple[Callable[[WorkflowCopy], None], str]] = {
         with_rows(HEALTHY, "patient data/nobody.h5ad query"),
         "samples.tsv: row 3: sample patient: there is no file data/nobody.h5ad; correct the path",
     ),
-    "no query": (
-        with_rows(HEALTHY),
-        "samples.tsv: no sample has the role query; the pipeline learns from reference cells and "
-        "scores query cells",
+    "no reference": (
+        with_rows(HEALTHY.replace("reference", "query")),
+        "samples.tsv: no sample has the role reference; the pipeline learns from reference cells: "
+        "give it to trusted normal samples, or to all samples to rank them against each other",
+    ),
+    "seeds without a query": (
+        with_rows(HEALTHY, stability={"n_seeds": 2}),
+        "config: stability.n_seeds: all samples are reference, so each cell is scored by "
+        "cross-fitting, which further seeds do not repeat; set it to 1 or give the samples to be "
+        "scored the role query",
     ),
     "an unknown key": (
         with_settings(train={"n_latents": 4}),
@@ -138,12 +144,13 @@ CASES: dict[str, tuple[Callable[[WorkflowCopy], None], str]] = {
     "too few calibration cells": (
         with_settings(preprocess=SPLIT),
         "preprocess.split: only 8 calibration cells and 20 are needed; give more reference cells, "
-        "change preprocess.split.validation and .calibration",
+        "change preprocess.split.validation and preprocess.split.calibration",
     ),
     "no query inside the files": (
         trust_all,
         "sample table: no query cells are left; give role query to the cells to be scored (role "
-        "may be obs:COLUMN where one file holds both)",
+        "may be obs:COLUMN where one file holds both), or role reference to every sample to rank "
+        "all cells among themselves",
     ),
     "a GPU that is not there": (
         with_settings(device="cuda"),
