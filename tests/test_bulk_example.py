@@ -1,5 +1,7 @@
 """The bulk example: known outliers in a simulated cohort, found through the pipeline's rules."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +179,15 @@ def test_gene_p_values_of_normal_samples_are_as_they_should_be(scored):
     full = pd.read_parquet(scored["full"])
     assert len(full) == PATIENTS * GENES
     assert np.median(full["observed"] / full["expected"]) == pytest.approx(1.0, abs=0.03)
+
+
+def test_the_example_s_config_is_sound_and_leaves_out_what_is_of_cells(tmp_path):
+    root = EXAMPLE.parent.parent
+    command = [sys.executable, "-m", "snakemake", "-n", "--nocolor", "--snakefile"]
+    command += [root / "Snakefile", "--configfile", EXAMPLE / "bulk.yaml", "--cores", "1"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "rule make_bulk_example:" in found.stdout
+    assert "rule score_genes:" in found.stdout
+    assert "rule score_doublets:" not in found.stdout
+    assert "seed1-group" not in found.stdout

@@ -258,6 +258,44 @@ def test_the_methods_have_a_sentence_for_each_option(everything, finished):
         assert record["config"][section] == record["config"][section] | settings
 
 
+# ---- without a query
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory) -> WorkflowCopy:
+    """All samples reference, in two folds; no check, which other runs have."""
+    copy = WorkflowCopy.make(tmp_path_factory.mktemp("ranked") / "here")
+    copy.write_samples("healthy data/healthy.h5ad reference", "patient data/patient.h5ad reference")
+    copy.write_config(
+        anomaly={"alpha": 0.2, "program_genes": 10, "folds": 2}, check={"injected": False}
+    )
+    code, output = copy.run()
+    assert code == 0, output
+    assert "stand out (a ranking, no FDR guarantee)" in output
+    return copy
+
+
+def test_without_a_query_every_cell_is_scored_once_by_a_model_that_has_not_seen_it(ranked):
+    verdict = pd.read_csv(ranked.results / "anomaly" / "cells.tsv", sep="\t")
+    counts = anndata.read_h5ad(ranked.results / "preprocess" / "counts.h5ad")
+    assert verdict["cell_id"].is_unique
+    assert set(verdict["cell_id"]) == set(counts.obs_names)
+    assert set(counts.obs["fold"]) == {1, 2}
+    for fold in (1, 2):
+        summary = ranked.results / "train" / f"seed1-fold{fold}" / "summary.json"
+        trained = json.loads(summary.read_text())
+        seen = trained["n_train"] + trained["n_validation"]
+        assert seen == (counts.obs["fold"] != fold).sum()
+
+
+def test_without_a_query_the_run_is_labelled_as_what_it_is(ranked):
+    for name in ("report.html", "methods.md"):
+        text = (ranked.results / name).read_text()
+        assert "ranking" in text and "guarantee" in text
+    assert not (ranked.results / "check").exists()
+    assert not any(ranked.results.glob("train/*group*"))
+
+
 # ---- killed, and run elsewhere
 
 
