@@ -16,12 +16,30 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from configuration import check_config
 from fake_reasons import save, summary, write_reasons
 
 N_GENES = 60
 N_LATENT = 6
 SPLITS = ("train", "validation", "calibration")
 HOSTILE = "<script>alert(1)</script>"
+SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.yaml"
+
+
+def config_with(**sections) -> dict:
+    return check_config({"run": "first-look", "samples": "s.tsv"} | sections, SCHEMA)
+
+
+CONFIG = config_with(
+    seed=7,
+    preprocess={
+        "filter_cells": {"min_counts": 321, "max_counts": None, "n_mads": 4},
+        "select_features": {"n_features": 1234, "min_cells": 9},
+        "split": {"validation": 0.15, "calibration": 0.35},
+    },
+    library_size={"method": "median_of_ratios"},
+    train={"n_latent": 17},
+)
 
 
 def make_cells(

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import anndata as ad
 
+from design import Design
+from model_inputs import ModelInputs, latent_table
+from omics_vae.inference import embed as posterior_of
+from omics_vae.model import VAE, save_model
 from run_script import run_script
-from simulated_counts import PRUNE, TRAIN
+from simulated_counts import CPU, PRUNE, TRAIN
 
 # What config.yaml's section ``train`` holds, small and quick.
 SETTINGS = TRAIN | {"continuous_covariates": []}
@@ -34,6 +38,13 @@ DETECTED = {
     "cells": "cells.parquet",
     "trimmed": "trimmed.tsv",
     "channels": "channels.tsv",
+    "summary": "summary.json",
+}
+GENES_TESTED = {
+    "genes_tsv": "genes.tsv",
+    "genes": "genes.parquet",
+    "full": "genes_all.parquet",
+    "outliers": "outliers.tsv",
     "summary": "summary.json",
 }
 
@@ -133,3 +144,13 @@ def with_obs(paths: dict, folder: Path, **columns) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     adata.write_h5ad(folder / "counts.h5ad")
     return paths | {"counts": str(folder / "counts.h5ad")}
+
+
+def write_fit(folder: Path, model: VAE, inputs: ModelInputs, design: Design) -> dict:
+    """Weights, description and latent.parquet of a model as it is; their paths by name."""
+    paths = {name: str(folder / name) for name in ("weights", "description", "latent")}
+    as_json = design.as_json()
+    save_model(model, paths["weights"], paths["description"], inputs.genes, design=as_json)
+    posterior = posterior_of(model, inputs.data, CPU)
+    latent_table(inputs.cells.index.to_numpy(), posterior).to_parquet(paths["latent"])
+    return paths

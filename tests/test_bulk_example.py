@@ -24,18 +24,11 @@ from make_bulk_example import (
     simulate_cohort,
     size_factors,
 )
-from model_jobs import SETTINGS, embed, train
+from model_jobs import GENES_TESTED, SETTINGS, embed, train
 from run_script import Named, run_script
 from simulated_counts import Simulated, write_run
 
 EXAMPLE = Path(__file__).parent.parent / "workflow" / "example"
-WRITTEN = {
-    "genes_tsv": "genes.tsv",
-    "genes": "genes.parquet",
-    "full": "genes_all.parquet",
-    "outliers": "outliers.tsv",
-    "summary": "summary.json",
-}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +137,7 @@ def scored(cohort, tmp_path_factory):
         **{"settings": {"alpha": 0.05, **config["genes"]}, "observations": "samples"},
         **{"folds": [None], "seed": 1, "device": "cpu"},
     }
-    return run_script("score_genes", folder, given, WRITTEN, params)
+    return run_script("score_genes", folder, given, GENES_TESTED, params)
 
 
 def in_words(table: pd.DataFrame, cohort) -> pd.DataFrame:

@@ -7,13 +7,11 @@ import pytest
 
 from choose_held_group import LARGEST_SHARE, LEAST_CELLS, choose_group
 from job import read_json
-from model_inputs import latent_table, read_model_inputs
-from model_jobs import with_obs
-from omics_vae.inference import embed
-from omics_vae.model import save_model
+from model_inputs import read_model_inputs
+from model_jobs import with_obs, write_fit
 from reference_groups import ReferenceGroups
 from run_script import run_script
-from simulated_counts import CPU, NO_DESIGN, small_model, small_run
+from simulated_counts import NO_DESIGN, small_model, small_run
 
 
 def groups_of(sizes, n_ungrouped=0) -> ReferenceGroups:
@@ -67,11 +65,7 @@ def run(tmp_path_factory):
     paths = with_obs(small_run(folder), folder / "in", cell_type=label)
     inputs = read_model_inputs(**paths)
     model = small_model(inputs.split("train"))
-    paths |= {name: str(folder / name) for name in ("weights", "description", "latent")}
-    as_json = NO_DESIGN.as_json()
-    save_model(model, paths["weights"], paths["description"], inputs.genes, design=as_json)
-    posterior = embed(model, inputs.data, CPU)
-    latent_table(inputs.cells.index.to_numpy(), posterior).to_parquet(paths["latent"])
+    paths |= write_fit(folder, model, inputs, NO_DESIGN)
     return paths, label
 
 

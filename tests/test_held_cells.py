@@ -8,10 +8,9 @@ import pytest
 from design import Design
 from held_cells import join_cells, read_cells
 from job import InputError, read_json
-from model_inputs import hold_out, latent_table, read_fit, read_model_inputs
-from model_jobs import with_obs
+from model_inputs import hold_out, read_fit, read_model_inputs
+from model_jobs import with_obs, write_fit
 from omics_vae.inference import Embedding, embed
-from omics_vae.model import save_model
 from run_script import Named
 from simulated_counts import CPU, NO_DESIGN, SPLITS, small_model, small_run
 
@@ -28,11 +27,7 @@ def run(tmp_path_factory):
     design = Design({"batch": ["a", "b"]}, {}, [])
     inputs = inputs.with_design(design)
     model = small_model(inputs.split("train"), n_covariates=2)
-    paths |= {name: str(folder / name) for name in ("weights", "description", "latent")}
-    as_json = design.as_json()
-    save_model(model, paths["weights"], paths["description"], inputs.genes, design=as_json)
-    posterior = embed(model, inputs.data, CPU)
-    latent_table(inputs.cells.index.to_numpy(), posterior).to_parquet(paths["latent"])
+    paths |= write_fit(folder, model, inputs, design)
     return model, paths
 
 

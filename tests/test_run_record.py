@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configuration import check_config
-from conftest import ROOT
 from fake_reasons import write_check
-from fake_run import write_fake_run, write_optional_stages
+from fake_run import CONFIG, SCHEMA, config_with, write_fake_run, write_optional_stages
 from run_record import (
     REFERENCES,
     checksum,
@@ -21,24 +19,6 @@ from run_record import (
     write_methods,
 )
 from write_report import read_summaries
-
-SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
-
-
-def config_with(**sections) -> dict:
-    return check_config({"run": "first-look", "samples": "s.tsv"} | sections, SCHEMA)
-
-
-CONFIG = config_with(
-    seed=7,
-    preprocess={
-        "filter_cells": {"min_counts": 321, "max_counts": None, "n_mads": 4},
-        "select_features": {"n_features": 1234, "min_cells": 9},
-        "split": {"validation": 0.15, "calibration": 0.35},
-    },
-    library_size={"method": "median_of_ratios"},
-    train={"n_latent": 17},
-)
 
 
 @pytest.fixture(scope="module")

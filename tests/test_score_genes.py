@@ -11,7 +11,7 @@ import score_genes
 from detect_anomalies import read_fits
 from gene_tests import SHIFTS
 from job import read_json
-from model_jobs import embed, train
+from model_jobs import GENES_TESTED, embed, train
 from omics_vae.inference import decoded
 from run_script import Named, run_script
 from score_genes import (
@@ -26,13 +26,6 @@ from simulated_counts import CPU, N_SELECTED, SPLITS, small_run
 
 SPIKED = [f"cell{i}" for i in range(408, 420)]
 QUERY = [f"cell{i}" for i in range(360, 420)]
-WRITTEN = {
-    "genes_tsv": "genes.tsv",
-    "genes": "genes.parquet",
-    "full": "genes_all.parquet",
-    "outliers": "outliers.tsv",
-    "summary": "summary.json",
-}
 LONGER = {"max_steps": 200, "checkpoint_seconds": 1e9}
 
 
@@ -73,7 +66,7 @@ def run(inputs, tmp_path):
             **{"settings": settings, "observations": observations},
             **{"folds": [None], "seed": 1, "device": "cpu"},
         }
-        return run_script("score_genes", tmp_path, inputs, WRITTEN, params)
+        return run_script("score_genes", tmp_path, inputs, GENES_TESTED, params)
 
     return _run
 
@@ -190,7 +183,7 @@ def test_a_run_that_flags_nobody_still_writes_its_tables(run, inputs, tmp_path):
         **{"observations": "cells", "folds": [None], "seed": 1, "device": "cpu"},
     }
     given = inputs | {"cells": str(tmp_path / "nobody.parquet")}
-    written = run_script("score_genes", tmp_path, given, WRITTEN, params)
+    written = run_script("score_genes", tmp_path, given, GENES_TESTED, params)
     assert written["genes_tsv"].read_text() == "\t".join(HIT_COLUMNS) + "\n"
     assert len(pd.read_parquet(written["full"])) == 0
     assert not list(tmp_path.glob(".*partial*"))

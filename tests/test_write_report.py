@@ -8,10 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from configuration import check_config
 from conftest import ROOT
 from fake_reasons import write_check
-from fake_run import HOSTILE, write_fake_run, write_optional_stages
+from fake_run import CONFIG, HOSTILE, write_fake_run, write_optional_stages
 from report_tables import MAX_GENES, MAX_ROWS, flagged_table
 from run_script import run_script
 from write_report import (
@@ -30,25 +29,8 @@ from write_report import (
 )
 
 TEMPLATE = ROOT / "workflow" / "report" / "report.html"
-SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 PNG = bytes.fromhex("89504e470d0a1a0a")
 FIGURES = ("qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns")
-
-
-def config_with(**sections) -> dict:
-    return check_config({"run": "first-look", "samples": "s.tsv"} | sections, SCHEMA)
-
-
-CONFIG = config_with(
-    seed=7,
-    preprocess={
-        "filter_cells": {"min_counts": 321, "max_counts": None, "n_mads": 4},
-        "select_features": {"n_features": 1234, "min_cells": 9},
-        "split": {"validation": 0.15, "calibration": 0.35},
-    },
-    library_size={"method": "median_of_ratios"},
-    train={"n_latent": 17},
-)
 
 
 TABLES = {

@@ -53,7 +53,7 @@ rule detect_anomalies:
         gpu=GPU,
     params:
         settings=DETECTION,
-        folds=[FOLDS.get(fit) for fit in SCORED_BY],
+        folds=SCORED_FOLDS,
         seed=config["seed"],
         device=config["device"],
         code=code("detect_anomalies.py"),
@@ -134,7 +134,7 @@ if not IS_BULK:
             gpu=GPU,
         params:
             settings=config["doublets"],
-            folds=[FOLDS.get(fit) for fit in SCORED_BY],
+            folds=SCORED_FOLDS,
             seed=config["seed"],
             device=config["device"],
             code=code("score_doublets.py"),
@@ -196,7 +196,7 @@ if IS_CHECKED:
         params:
             settings=DETECTION,
             observations=config["observations"],
-            fold=FOLDS.get(SCORED_BY[0]),
+            fold=SCORED_FOLDS[0],
             seed=config["seed"],
             device=config["device"],
             code=code("check_injected.py"),
@@ -230,7 +230,7 @@ rule score_genes:
     params:
         settings=config["genes"],
         observations=config["observations"],
-        folds=[FOLDS.get(fit) for fit in SCORED_BY],
+        folds=SCORED_FOLDS,
         seed=config["seed"],
         device=config["device"],
         code=code("score_genes.py"),
@@ -267,7 +267,7 @@ rule explain_anomalies:
     resources:
         gpu=GPU,
     params:
-        folds=[FOLDS.get(fit) for fit in SCORED_BY[:1]],
+        folds=SCORED_FOLDS[:1],
         seed=config["seed"],
         device=config["device"],
         code=code("explain_anomalies.py"),

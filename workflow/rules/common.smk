@@ -162,13 +162,14 @@ CANDIDATES = {f"{FIT}-{name}": name for name in ("nb", "zinb", "poisson")} if IS
 N_FOLDS = config["anomaly"]["folds"] if configuration.is_cross_fitted(SAMPLES) else 0
 FOLDS = {f"{FIT}-fold{fold}": fold for fold in range(1, N_FOLDS + 1)}
 SCORED_BY = [*FOLDS] or [FIT]
+SCORED_FOLDS = [FOLDS.get(fit) for fit in SCORED_BY]
 DETECTION = {key: value for key, value in config["anomaly"].items() if key != "folds"}
 # To learn whether a cell type would be found that the model lacks, one group of the reference is
 # left out of a second training. Folds hold out cells, not groups.
 IS_CHECKED = config["check"]["injected"]
-HELD_OUT = [f"{FIT}-group"] if IS_CHECKED and config["check"]["held_out_group"] else []
 IS_BULK = config["observations"] == "samples"  # a sample is neither a doublet nor of a cell type
-HELD_OUT = HELD_OUT if not FOLDS and not IS_BULK else []
+HAS_GROUP = IS_CHECKED and config["check"]["held_out_group"] and not FOLDS and not IS_BULK
+HELD_OUT = [f"{FIT}-group"] if HAS_GROUP else []
 TRAINED = [*OTHER_SEEDS, *BETAS, *(CANDIDATES or [FIT]), *FOLDS, *HELD_OUT]
 # One job at a time on a GPU (the profile grants one); none is asked for where the user wants a CPU.
 GPU = 0 if config["device"] == "cpu" else 1

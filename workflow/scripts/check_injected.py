@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import false_discovery_control, spearmanr
+from scipy.stats import false_discovery_control
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from detection import detect
+from detection import detect, spearman
 from enrichment import log_profiles
 from held_cells import Cells, join_cells, read_cells
 from injection import GROUP, KINDS, Kind, as_split, put_into
@@ -65,14 +65,13 @@ def measures(
 ) -> dict:
     """What a method found of the anomalies ``truth`` (query cells,) bool."""
     normal = ~truth
-    varies = np.ptp(score[normal]) > 0 and np.ptp(size[normal]) > 0
     return {
         "auroc": roc_auc_score(truth, score),
         "auprc": average_precision_score(truth, score),
         "power": float(flagged[truth].mean()),
         "fdp": float((flagged & normal).sum() / max(1, flagged.sum())),
         "fpr": float((p[normal] <= 0.05).mean()),
-        "spearman_depth": spearmanr(score[normal], size[normal]).statistic if varies else 0.0,
+        "spearman_depth": spearman(score[normal], size[normal]),
     }
 
 

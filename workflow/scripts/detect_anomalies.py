@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binom, spearmanr
+from scipy.stats import binom
 
-from detection import CROSS_FITTING, POOLED, detect, detect_cross_fitted
+from detection import CROSS_FITTING, POOLED, detect, detect_cross_fitted, spearman
 from evidence_channels import CHANNELS
 from held_cells import Cells, read_fits
 from job import job, write_json, write_parquet, write_tsv
@@ -65,12 +65,6 @@ def usual_cells(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     query = table["split"] == "query"
     unflagged = table[query & ~table["is_anomaly"]]
     return (unflagged if query.all() else table[~query & ~table["trimmed"]]), unflagged
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation; 0 where one of the two does not vary."""
-    varies = len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
-    return float(spearmanr(x, y).statistic) if varies else 0.0
 
 
 def summarise(table: pd.DataFrame, settings: dict) -> dict:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, kruskal
+from scipy.stats import false_discovery_control, kruskal, spearmanr
 
 from evidence_channels import KINDS, raw_channels, standardise
 from held_cells import Cells
@@ -191,3 +191,9 @@ def detect_cross_fitted(
     table = verdict_table(channels, verdict, np.ones(len(log_depth), dtype=bool), settings["alpha"])
     names = np.concatenate([cells.obs.index.to_numpy() for cells in tables])
     return table.set_index(pd.Index(names, name="cell_id"))
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation; 0 where one of the two does not vary."""
+    varies = len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
+    return float(spearmanr(x, y).statistic) if varies else 0.0
