@@ -29,30 +29,46 @@ class Verdict:
     group: np.ndarray  # (cells,) the batch whose calibration cells ranked the cell, or POOLED
 
 
+def contamination(
+    raw: dict[str, np.ndarray],
+    is_calibration: np.ndarray,
+    log_depth: np.ndarray,
+    share: float | None,
+) -> np.ndarray:
+    """Calibration cells that are not normal themselves (cells,) bool.
+
+    ``share``: so many of the oddest; None: those that are clearly far off. Sought in the ``raw``
+    channels: a standardisation that foreign cells took part in would hide them.
+    """
+    of_calibration = {
+        name: anomaly.robust_sds(score, is_calibration)[is_calibration]
+        for name, score in raw.items()
+    }
+    scores = anomaly.kind_scores(of_calibration, KINDS)
+    found = np.zeros(len(is_calibration), dtype=bool)
+    if share is None:
+        found[is_calibration] = anomaly.contaminated(scores)
+    else:
+        # By tails, not ranks: cells that are odd together share the first ranks, and hide.
+        score = anomaly.combine_tails(scores, log_depth[is_calibration])
+        found[is_calibration] = oddest(score, share)
+    return found
+
+
 def judge(
     channels: dict[str, np.ndarray],
     is_calibration: np.ndarray,
+    trimmed: np.ndarray,
     log_depth: np.ndarray,
     batch: np.ndarray | None,
     settings: dict,
 ) -> Verdict:
     """Standardised channels (cells,) -> combined score -> conformal p-value.
 
-    ``settings``: config ``anomaly``. Contamination is left out of the calibration before anything
-    is ranked; with ``contamination`` a share, so many of the oddest calibration cells.
+    ``trimmed`` calibration cells rank nobody; ``settings``: config ``anomaly``.
     """
-    scores = anomaly.kind_scores(channels, KINDS)
-    share = settings["contamination"]
-    if share is None:
-        trimmed = anomaly.contaminated(scores, is_calibration)
-    else:
-        # By tails, not ranks: cells that are odd together share the first ranks, and hide.
-        of_calibration = {kind: score[is_calibration] for kind, score in scores.items()}
-        first = np.full(len(log_depth), -np.inf)
-        first[is_calibration] = anomaly.combine_tails(of_calibration, log_depth[is_calibration])
-        trimmed = oddest(first, is_calibration, share)
     trusted = is_calibration & ~trimmed
-    score = anomaly.combine_kinds(scores, trusted, log_depth)
+    score = anomaly.combine_kinds(anomaly.kind_scores(channels, KINDS), trusted, log_depth)
     group = calibration_groups(score, trusted, batch, settings["by_batch"])
     p_value = np.empty(len(score))
     for name in sorted(set(group)):
@@ -67,12 +83,10 @@ def judge(
     return Verdict(score, p_value, trimmed, group)
 
 
-def oddest(score: np.ndarray, is_calibration: np.ndarray, share: float) -> np.ndarray:
-    """The ``share`` of the calibration cells with the largest scores (cells,) bool."""
-    calibration = np.flatnonzero(is_calibration)
-    n = int(np.ceil(share * len(calibration)))
+def oddest(score: np.ndarray, share: float) -> np.ndarray:
+    """The ``share`` of the cells with the largest scores (cells,) bool."""
     found = np.zeros(len(score), dtype=bool)
-    found[calibration[np.argsort(-score[calibration], kind="stable")[:n]]] = True
+    found[np.argsort(-score, kind="stable")[: int(np.ceil(share * len(score)))]] = True
     return found
 
 
@@ -155,13 +169,16 @@ def detect(
     stopping point, so they help to set the scale but not to rank.
     """
     raw = raw_channels(model, train, held_out, settings, seed, device)
-    split = held_out.split
-    channels = standardise(raw, held_out.log_depth, split != "query")
+    split, log_depth = held_out.split, held_out.log_depth
+    trimmed = contamination(raw, split == "calibration", log_depth, settings["contamination"])
+    channels = standardise(raw, log_depth, (split != "query") & ~trimmed)
     ranked = split != "validation"
     scored = held_out.take(ranked)
     channels = {name: score[ranked] for name, score in channels.items()}
     query = scored.split == "query"
-    verdict = judge(channels, ~query, scored.log_depth, batches_of(scored), settings)
+    verdict = judge(
+        channels, ~query, trimmed[ranked], scored.log_depth, batches_of(scored), settings
+    )
     table = verdict_table(channels, verdict, query, settings["alpha"])
     return table.set_index(scored.obs.index.rename("cell_id"))
 
