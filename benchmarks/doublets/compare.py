@@ -157,7 +157,7 @@ def solo(cells: ad.AnnData, seed: int) -> tuple[np.ndarray, np.ndarray]:
     scvi.model.SCVI.setup_anndata(found)
     model = scvi.model.SCVI(found)
     model.train(max_epochs=100, **quiet)
-    classifier = scvi.external.SOLO.from_scvi_model(model, seed=seed)
+    classifier = scvi.external.SOLO.from_scvi_model(model)
     classifier.train(max_epochs=100, **quiet)
     probability = classifier.predict(soft=True).loc[found.obs_names, "doublet"].to_numpy()
     return probability, probability > LIKELY
