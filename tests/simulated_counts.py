@@ -120,6 +120,7 @@ TRAIN = {
     "validation_interval": 10,
     "patience": 4,
     "min_improvement": 0.05,
+    "precision": "float32",
     "checkpoint_seconds": 0,
 }
 PRUNE = {

@@ -123,7 +123,7 @@ def test_a_fixed_dimension_costs_nothing_and_says_nothing(model, data):
     with torch.no_grad():
         z = torch.tensor([[0.1, -0.2, 0.5]]).expand(len(data), 3)
         expected = model.decode(z, model.encode(batch), batch).log_prob(batch.x).sum(-1)
-    np.testing.assert_allclose(nothing.reconstruction, expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(nothing.reconstruction, expected.numpy(), rtol=3e-5)
     assert (nothing.kl == 0).all()
 
 
@@ -195,7 +195,7 @@ def test_a_given_posterior_replaces_the_encoders(data, monkeypatch):
         where.append(likelihood.log_prob(torch.tensor(x)).sum(-1).numpy())
         shares = likelihood.mean.numpy() / np.exp(log_size[cells])[:, None]
         assert (shares.sum(1) < 1).all(), "the library size is the given one"
-    np.testing.assert_allclose(found, np.concatenate(where), rtol=1e-5)
+    np.testing.assert_allclose(found, np.concatenate(where), rtol=3e-5)
 
 
 # A linear decoder with a Gaussian error of fixed variance: everything has a closed form.

@@ -186,6 +186,7 @@ TESTED_TOGETHER = {
     **{name: "test_explain_anomalies" for name in ("patterns", "pattern_tables")},
     **{name: "test_explain_anomalies" for name in ("reference_groups", "reference_profile")},
     "technical_causes": "test_explain_anomalies",
+    "kernels": "test_fused",
     "plot_check": "test_figures",
     "make_bulk_example": "test_bulk_example",
     "__init__": "test_import_closure",
@@ -200,7 +201,8 @@ def test_every_script_has_a_test_file(script):
 
 
 def test_the_model_imports_numbers_only():
-    allowed = {"numpy", "scipy", "torch", "safetensors", "omics_vae", *sys.stdlib_module_names}
+    allowed = {"numpy", "numba", "scipy", "torch", "safetensors", "omics_vae"}
+    allowed |= sys.stdlib_module_names
     for path in sorted((ROOT / "workflow" / "scripts" / "omics_vae").glob("*.py")):
         imported = re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
         assert set(imported) <= allowed, path.name

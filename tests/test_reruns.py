@@ -137,6 +137,7 @@ SETTINGS = {
     ("train.kl_warmup", "cosine"): "train_vae",
     ("train.learning_rate", 0.002): "train_vae",
     # Changes no result; still a setting of the training, so a trained model is trained again.
+    ("train.precision", "float32"): "train_vae",
     ("train.checkpoint_seconds", 30): "train_vae",
     ("prune.min_kl", 0.1): "prune_latent",
     # Refined or not, the posterior of each cell comes from the same rule.

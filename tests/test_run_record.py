@@ -113,6 +113,7 @@ WORDS = {
 def test_every_choice_of_the_model_is_in_the_table_of_words():
     train = yaml.safe_load(SCHEMA.read_text())["properties"]["train"]["properties"]
     choices = {key: rule["enum"] for key, rule in train.items() if "enum" in rule}
+    del choices["precision"]  # how it was computed, not what
     assert {key: sorted(said) for key, said in WORDS.items()} == {
         key: sorted(values) for key, values in choices.items()
     }
@@ -322,13 +323,15 @@ def test_record_holds_versions_seed_samples_and_checksums(tmp_path):
     (tmp_path / "genes.txt").write_bytes(b"LYZ")
     versions = package_versions(["numpy", "no-such-package"])
     samples = {"NA": {"sample": "NA", "path": "in.tsv", "role": "query"}}
-    train, listed = {"device": "cuda", "threads": 2}, str(tmp_path / "genes.txt")
+    listed = str(tmp_path / "genes.txt")
+    train = {"device": "cuda", "threads": 2, "precision": "bfloat16"}
     config = CONFIG | {"preprocess": {"select_features": {"gene_list": listed}}}
     without = describe_run(CONFIG, samples, versions, [tmp_path / "in.tsv"], train)
     record = describe_run(config, samples, versions, [tmp_path / "in.tsv"], train)
     assert record["packages"]["no-such-package"] == "not installed"
     assert re.match(r"\d+\.\d+", record["packages"]["numpy"])
     assert record["seed"] == 7 and record["device"] == "cuda" and record["threads"] == 2
+    assert record["precision"] == "bfloat16"
     assert record["samples"] == samples
     assert list(without["inputs"].values()) == [hashlib.sha256(b"x").hexdigest()]
     assert record["inputs"][listed] == hashlib.sha256(b"LYZ").hexdigest()

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import train_vae
 from conftest import ROOT
 from design import Design, make_design
 from job import InputError
@@ -171,7 +172,7 @@ def test_a_missing_gpu_is_one_line_for_the_user(monkeypatch):
 
 def test_every_setting_of_the_training_has_an_effect_and_one_home():
     config = yaml.safe_load((ROOT / "config.yaml").read_text())["train"]
-    homes = [*ARCHITECTURE, *PLAN, "covariates", "continuous_covariates"]
+    homes = [*ARCHITECTURE, *PLAN, "precision", "covariates", "continuous_covariates"]
     assert sorted(homes) == sorted(config)
 
 
@@ -180,6 +181,22 @@ def test_the_plan_is_the_config():
     assert plan.seed == 5
     for name in PLAN:
         assert getattr(plan, name) == SETTINGS[name]
+
+
+@pytest.mark.parametrize(
+    ("asked", "has", "taken"),
+    [
+        ("auto", True, "bfloat16"),
+        ("auto", False, "float32"),
+        ("bfloat16", False, "bfloat16"),
+        ("float32", True, "float32"),
+    ],
+)
+def test_bfloat16_is_used_where_the_processor_has_it_or_where_asked_for(
+    asked, has, taken, monkeypatch
+):
+    monkeypatch.setattr(train_vae, "has_bfloat16", lambda: has)
+    assert training_plan(SETTINGS | {"precision": asked}, seed=5).precision == taken
 
 
 def test_the_architecture_is_the_config(paths):

@@ -248,9 +248,21 @@ def test_the_training_elbo_is_the_mean_since_the_last_look(whole, tmp_path):
 
 
 def test_every_step_of_every_seed_has_its_own_noise(tmp_path, monkeypatch):
+    streams, real = [], training.fused.FusedStep.noise
+    monkeypatch.setattr(
+        training.fused.FusedStep,
+        "noise",
+        lambda self, n, *at: streams.append(at) or real(self, n, *at),
+    )
+    for seed in (3, 4):
+        run(tmp_path / f"{seed}", replace(PLAN, seed=seed, validation_interval=60))
+    assert streams == [(seed, step) for seed in (3, 4) for step in range(60)]
+
+
+def test_every_step_by_autograd_too(tmp_path, monkeypatch):
     streams, real = [], torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda seed: streams.append(seed) or real(seed))
-    model = small_model(simulated().data(slice(0, 200)))
+    model = small_model(simulated().data(slice(0, 200)), normalization="batch")
     streams.clear()
     for seed in (3, 4):
         run(tmp_path / f"{seed}", replace(PLAN, seed=seed, validation_interval=60), model=model)
@@ -290,24 +302,11 @@ def test_beta_traces_a_monotone_rate_and_distortion(tmp_path):
     assert (objective.max(1) - np.diagonal(objective) < 0.5).all()
 
 
-class Still:
-    """An optimiser that does not move, so that the gradients of a step can be read."""
-
-    def __init__(self, model):
-        self.model = model
-
-    def zero_grad(self, set_to_none):
-        self.model.zero_grad(set_to_none=set_to_none)
-
-    def step(self):
-        pass
-
-
 def gradients(model, plan) -> dict[str, torch.Tensor]:
     """Those of the first step, by name."""
     fitted, _ = parts()
-    batches = ShuffledBatches(len(fitted), plan.batch_size, plan.seed)
-    training._step(model, Still(model), fitted, batches, plan, training.Progress(), CPU)
+    cells = ShuffledBatches(len(fitted), plan.batch_size, plan.seed)[0]
+    training.autograd_step(model, fitted, plan, CPU, cells, 0)
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -522,12 +521,13 @@ def test_the_checkpoint_of_another_plan_is_ignored(tmp_path, change):
 
 def test_all_of_a_plan_that_changes_a_result_is_in_the_fingerprint():
     fitted, held_out = parts()
+    named = {"kl_warmup": "cosine", "precision": "bfloat16"}
     keys = {
         training.fingerprint(
             small_model(fitted),
             fitted,
             held_out,
-            replace(PLAN, **{name: "cosine" if name == "kl_warmup" else value + 1}),
+            replace(PLAN, **{name: named[name] if name in named else value + 1}),
         )
         for name, value in asdict(PLAN).items()
         if name != "checkpoint_seconds"
@@ -623,7 +623,7 @@ ALL_PARTS = {
 )
 def test_weights_of_linear_layers_decay_like_a_fixed_prior_and_nothing_else(architecture):
     model = small_model(simulated().data(), **architecture)
-    groups = training._optimizer(model, replace(PLAN, weight_decay=100.0), 50).param_groups
+    groups = training.make_optimizer(model, replace(PLAN, weight_decay=100.0), 50).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     speed = {id(p): group["lr"] for group in groups for p in group["params"]}
     linear = {

@@ -92,7 +92,7 @@ def describe_run(
     """What a rerun needs to know: versions, config, seeds, checksums of the inputs, hardware.
 
     ``samples``: the rows of the sample table; ``sources``: their files; ``train``: the summary of
-    the training, which is what threads and device matter for.
+    the training, which is what threads, device and precision matter for.
     """
     gene_list = _setting(config, "preprocess.select_features.gene_list")
     paths = sorted({*map(str, sources), *filter(None, [gene_list])})
@@ -105,6 +105,7 @@ def describe_run(
         "inputs": {str(path): checksum(path) for path in paths},
         "threads": train["threads"],
         "device": train["device"],
+        "precision": train["precision"],
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": platform.processor(),

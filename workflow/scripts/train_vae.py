@@ -19,6 +19,7 @@ from omics_vae.collapse import (
     diagnose,
     mutual_information,
 )
+from omics_vae.fused import has_bfloat16, has_step
 from omics_vae.inference import CellElbo, cell_elbo, embed
 from omics_vae.initialisation import start_from
 from omics_vae.model import VAE, Architecture, save_model
@@ -75,7 +76,10 @@ def build_model(inputs: ModelInputs, settings: dict, design: Design, seed: int) 
 
 def training_plan(settings: dict, seed: int) -> TrainingPlan:
     """The plan that config ``train`` describes."""
-    return TrainingPlan(**{name: settings[name] for name in PLAN}, seed=seed)
+    precision = settings["precision"]
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16() else "float32"
+    return TrainingPlan(**{name: settings[name] for name in PLAN}, precision=precision, seed=seed)
 
 
 LINE_EVERY = 250
@@ -256,6 +260,7 @@ if __name__ == "__main__":
                 "seed": params.seed,
                 "device": device.type,
                 "threads": snakemake.threads,
+                "precision": plan.precision if has_step(model) else "float32",
                 "warnings": training_warnings(
                     progress, plan, model.architecture, measures["active_units"], collapse
                 ),

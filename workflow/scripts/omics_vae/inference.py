@@ -1,12 +1,13 @@
 """Reading cells with a trained model: posterior, expected counts, ELBO, evidence, refinement."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from omics_vae import fused
 from omics_vae.data import Batch, CountData
 from omics_vae.likelihoods import Likelihood
 from omics_vae.model import LOG_VARIANCE_RANGE, VAE, Posterior
@@ -78,6 +79,14 @@ def _replaced(q: Posterior, at: Embedding, cells: slice) -> Posterior:
     )
 
 
+def log_likelihood(model: VAE, batch: Batch) -> Callable[[torch.Tensor, Posterior], torch.Tensor]:
+    """log p(x|z) of each cell as a function of z and the posterior, without gradients."""
+    if fused.has_likelihood(model):
+        return fused.log_likelihood(model, batch)
+    target = model.target(batch)
+    return lambda z, q: model.decode(z, q, batch).log_prob(target).sum(-1)
+
+
 def embed(model: VAE, data: CountData, device: torch.device) -> Embedding:
     """The amortized posterior of every cell."""
     return Embedding.of([q for _, _, q in posteriors(model, data, device)])
@@ -140,7 +149,7 @@ def cell_elbo(
     fixed, parts = fixed or {}, []
     with random_stream(seed, device):
         for _, batch, q in posteriors(model, data, device, at):
-            target, prior = model.target(batch), model.prior_of_z()
+            log_p, prior = log_likelihood(model, batch), model.prior_of_z()
             free = [j for j in range(q.mean.shape[1]) if j not in fixed]
             prior = prior.take(free)
             reconstruction, kl = torch.zeros_like(q.log_size), torch.zeros_like(q.log_size)
@@ -148,7 +157,7 @@ def cell_elbo(
             for _ in range(draws):
                 z, drawn = model.draw(q)
                 z[:, list(fixed)] = torch.tensor(list(fixed.values())).to(z)
-                reconstruction += model.decode(z, drawn, batch).log_prob(target).sum(-1) / draws
+                reconstruction += log_p(z, drawn) / draws
                 whole, each = prior.kl(q.mean[:, free], q.log_variance[:, free], z[:, free])
                 kl += whole / draws
                 kl_dimensions[:, free] += each / draws
@@ -183,23 +192,25 @@ def importance_weighted_evidence(
     On average at least the ELBO, at most log p(x), and rising with K. Memory does not grow with K
     but by a number a cell. Source: Burda et al. 2016, arXiv:1509.00519.
     """
-    log_p, effective = [], []
+    evidence, effective = [], []
     with random_stream(seed, device):
         for _, batch, q in posteriors(model, data, device, at):
-            target, prior = model.target(batch), model.prior_of_z()
+            log_p, prior = log_likelihood(model, batch), model.prior_of_z()
             log_w = torch.stack(
-                [_log_weight(model, batch, q, target, prior) for _ in range(samples)]
+                [_log_weight(model, batch, q, log_p, prior) for _ in range(samples)]
             )
             total = torch.logsumexp(log_w, 0)
-            log_p.append(total - np.log(samples))
+            evidence.append(total - np.log(samples))
             effective.append(torch.exp(2.0 * total - torch.logsumexp(2.0 * log_w, 0)))
-    return ImportanceWeighted(*(torch.cat(values).cpu().numpy() for values in (log_p, effective)))
+    return ImportanceWeighted(
+        *(torch.cat(values).cpu().numpy() for values in (evidence, effective))
+    )
 
 
-def _log_weight(model, batch, q, target, prior) -> torch.Tensor:
+def _log_weight(model, batch, q, log_p, prior) -> torch.Tensor:
     """log p(x, z) - log q(z|x) of one draw (cells,) float64."""
     z, drawn = model.draw(q)
-    log_w = model.decode(z, drawn, batch).log_prob(target).double().sum(-1)
+    log_w = log_p(z, drawn).double()
     log_w += prior.log_prob(z) - gaussian_log_density(z, q.mean, q.log_variance).sum(-1)
     if q.log_size_variance is not None:
         log_w += gaussian_log_density(drawn.log_size, *model.size_prior[batch.batch].T)

@@ -209,14 +209,19 @@ class VAE(nn.Module):
 
         return self.prior(encode)
 
+    def units(self, z: torch.Tensor, cells: Posterior, batch: Batch) -> torch.Tensor:
+        """The decoder's last hidden units (cells, hidden), of which the heads are linear."""
+        hidden = self.decoder(torch.cat([z, batch.covariates], -1))
+        if self.architecture.skip == "plain":
+            hidden = hidden + self.skip(cells.hidden)
+        elif self.architecture.skip == "film":
+            hidden = hidden + self.film(z) * self.skip(cells.hidden)
+        return hidden
+
     def decode(self, z: torch.Tensor, cells: Posterior, batch: Batch) -> Likelihood:
         """p(x|z) of latent points (cells, latent), with the covariates of ``batch``."""
         a = self.architecture
-        hidden = self.decoder(torch.cat([z, batch.covariates], -1))  # (cells, hidden)
-        if a.skip == "plain":
-            hidden = hidden + self.skip(cells.hidden)
-        elif a.skip == "film":
-            hidden = hidden + self.film(z) * self.skip(cells.hidden)
+        hidden = self.units(z, cells, batch)
         profile = self.profile(hidden)  # (cells, genes), one more with shares
         if a.likelihood == "gaussian":
             return Gaussian(profile, self.gene_variance())

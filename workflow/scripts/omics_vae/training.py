@@ -19,8 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from omics_vae import fused
 from omics_vae.collapse import active_units, mutual_information
 from omics_vae.data import CountData, ShuffledBatches
+from omics_vae.fused import StepLoss
 from omics_vae.inference import cell_elbo, embed
 from omics_vae.model import VAE
 
@@ -47,6 +49,7 @@ class TrainingPlan:
     min_improvement: float
     checkpoint_seconds: float
     seed: int
+    precision: str = "float32"  # of the output layer's products; or bfloat16 (fused.py)
 
     def __post_init__(self):
         if self.kl_warmup != "constant" and self.kl_warmup_steps >= self.max_steps:
@@ -114,7 +117,8 @@ def train(
     Raises ``FloatingPointError`` when the loss or the held-out ELBO is no longer a number.
     """
     model.to(device)
-    optimizer = _optimizer(model, plan, len(training))
+    step = make_step(model, training, plan, device)
+    optimizer = make_optimizer(model, plan, len(training))
     batches = ShuffledBatches(len(training), plan.batch_size, plan.seed)
     key = fingerprint(model, training, validation, plan, tag)
     best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -126,7 +130,7 @@ def train(
             progress.best_objective = cell_elbo(model, validation, device).objective(plan.beta)
     written = time.monotonic()
     while not progress.stopped_by:
-        _step(model, optimizer, training, batches, plan, progress, device)
+        _advance(step, optimizer, batches, progress)
         if progress.step % plan.validation_interval == 0 or progress.step == plan.max_steps:
             _evaluate(model, validation, plan, progress, best, batches, device)
             report(progress)
@@ -138,7 +142,7 @@ def train(
     return progress
 
 
-def _optimizer(model: VAE, plan: TrainingPlan, n_cells: int) -> torch.optim.Optimizer:
+def make_optimizer(model: VAE, plan: TrainingPlan, n_cells: int) -> torch.optim.Optimizer:
     """Adam; weight matrices decay by ``weight_decay / n_cells``, the pull of a fixed prior.
 
     A prior counts once and the likelihood once a cell, so the decay that suits 500 cells would
@@ -154,32 +158,58 @@ def _optimizer(model: VAE, plan: TrainingPlan, n_cells: int) -> torch.optim.Opti
         {"params": noise, "lr": NOISE_SPEED * plan.learning_rate},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, weight_decay=0.0)
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, weight_decay=0.0, fused=True)
 
 
-def _step(model, optimizer, training, batches, plan, progress, device) -> None:
-    """One optimiser step."""
+Step = Callable[[np.ndarray, int], StepLoss]
+
+
+def make_step(model: VAE, data: CountData, plan: TrainingPlan, device: torch.device) -> Step:
+    """Sets the gradients of the loss of some cells at a step; by fused loops where they serve."""
+    if fused.has_step(model):
+        step = fused.FusedStep(model, data, plan.precision == "bfloat16")
+        return lambda cells, at: step(
+            cells, step.noise(len(cells), plan.seed, at), plan.beta_at(at), plan.free_bits
+        )
+    return lambda cells, at: autograd_step(model, data, plan, device, cells, at)
+
+
+def autograd_step(
+    model: VAE,
+    data: CountData,
+    plan: TrainingPlan,
+    device: torch.device,
+    cells: np.ndarray,
+    at: int,
+) -> StepLoss:
+    """Gradients of any model on any device."""
     # The stream of dropout and of z is a function of (seed, step).
-    stream = np.random.SeedSequence([plan.seed, progress.step]).generate_state(1, np.uint64)
+    stream = np.random.SeedSequence([plan.seed, at]).generate_state(1, np.uint64)
     torch.manual_seed(int(stream[0] >> 1))
     model.train()
-    parts = model(training.chunk(batches[progress.step], device))
+    parts = model(data.chunk(cells, device))
     kl, reconstruction = parts.kl.mean(), parts.reconstruction.mean()
-    prior = model.log_theta_prior() / len(training)
+    prior = model.log_theta_prior() / len(data)
     penalty = kl
     if plan.free_bits:
         # Up to free_bits nats a dimension cost nothing: max(KL_j, free_bits) - KL_j is added back.
         penalty = kl + (plan.free_bits - parts.kl_dimensions.mean(0)).clamp_min(0.0).sum()
-    loss = plan.beta_at(progress.step) * penalty - reconstruction - prior
-    if not torch.isfinite(loss):
+    loss = plan.beta_at(at) * penalty - reconstruction - prior
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return StepLoss(*(float(value.detach()) for value in (loss, reconstruction, kl)))
+
+
+def _advance(step: Step, optimizer, batches, progress) -> None:
+    """One optimiser step."""
+    found = step(batches[progress.step], progress.step)
+    if not math.isfinite(found.loss):
         raise FloatingPointError(
             f"the loss is not a number at step {progress.step}; lower train.learning_rate"
         )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     optimizer.step()
     progress.step += 1
-    progress.train_elbo_sum += float(reconstruction.detach() - kl.detach())
+    progress.train_elbo_sum += found.reconstruction - found.kl
     progress.train_steps += 1
 
 
@@ -274,6 +304,12 @@ def _load_checkpoint(path: Path, key: str, model, optimizer, best) -> Progress |
     for name, tensor in groups["adam"].items():
         index, moment = name.split(".", 1)
         state.setdefault(int(index), {})[moment] = tensor
+    # In memory as the weights are: a fused optimiser goes through all of them side by side.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, moments in state.items():
+        for moment, tensor in moments.items():
+            if tensor.ndim:
+                moments[moment] = torch.empty_like(parameters[index]).copy_(tensor)
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

@@ -1,0 +1,177 @@
+"""Training throughput beside scvi-tools: same layers, same cells, same run, in turn.
+
+::
+
+    python compare.py --out FOLDER --peer-python PYTHON [--likelihoods nb zinb] [--threads 1 2]
+
+Both sides live in processes of their own and train an epoch or more in turn, A B A B, so that a
+machine whose speed drifts is slow for both. Written: ``rounds.tsv``, every epoch; ``table.tsv`` and
+``table.md``, medians with their range, the ratio pair by pair, peak memory, the held-out ELBO after
+the same number of epochs, and the share that each side reaches of what the processor multiplies.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+HERE = Path(__file__).resolve().parent
+N_GENES, DENSITY = 2000, 0.08
+
+
+def simulate(n_cells: int, seed: int = 0) -> sp.csr_matrix:
+    """Counts of eight types of cells (NB, theta 1.5), DENSITY of them above 0; float32, int32."""
+    rng = np.random.default_rng(seed)
+    shares = rng.gamma(0.3, 1.0, N_GENES) * np.exp(rng.normal(0.0, 0.8, (8, N_GENES)))
+    shares /= shares.sum(1, keepdims=True)
+
+    def draw(n: int, size: float) -> sp.csr_matrix:
+        mean = shares[rng.integers(0, 8, n)] * (size * rng.lognormal(0.0, 0.4, (n, 1)))
+        return sp.csr_matrix(rng.poisson(rng.gamma(1.5, mean / 1.5)).astype(np.float32))
+
+    # The mean depth that gives the density: found on a few cells.
+    low, high = 1.0, 1e5
+    for _ in range(30):
+        size = np.sqrt(low * high)
+        few = draw(200, size)
+        low, high = (size, high) if few.nnz < DENSITY * np.prod(few.shape) else (low, size)
+    counts = sp.vstack([draw(min(5000, n_cells - i), size) for i in range(0, n_cells, 5000)])
+    counts = counts.tocsr()
+    return counts[np.asarray(counts.sum(1)).ravel() > 0]
+
+
+class Side:
+    """A process of side.py."""
+
+    def __init__(self, python: str, name: str, counts: Path, **options):
+        more = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+        self.process = subprocess.Popen(
+            [python, str(HERE / "side.py"), name, str(counts), *more],
+            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+        )
+        self.cells = self._read()["cells"]
+
+    def ask(self, **request) -> dict:
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a side ended; its message stands above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def matrix_rate(threads: int, dtype: torch.dtype) -> float:
+    """Measured flop/s of the product that dominates a step (128 x 128 times 128 x 2001)."""
+    torch.set_num_threads(threads)
+    a, b = torch.randn(128, 128).to(dtype), torch.randn(128, N_GENES + 1).to(dtype)
+    best = np.inf
+    for _ in range(20):
+        start = time.perf_counter()
+        for _ in range(50):
+            a @ b
+        best = min(best, (time.perf_counter() - start) / 50)
+    return 2 * 128 * 128 * (N_GENES + 1) / best
+
+
+def flops_of_a_cell(likelihood: str) -> float:
+    """Of the output layer's three products: forward, and the gradients of weights and units."""
+    n_out = N_GENES + 1 + (N_GENES if likelihood == "zinb" else 0)
+    return 3 * 2 * 128 * n_out
+
+
+def race(options, counts: Path, likelihood: str, threads: int, batch: int) -> list[dict]:
+    """The rounds of one setting."""
+    setting = {"likelihood": likelihood, "threads": threads, "batch": batch}
+    ours = {
+        f"anomics {p}": Side(sys.executable, "anomics", counts, precision=p, **setting)
+        for p in options.precisions
+    }
+    sides = ours | {"scvi-tools": Side(options.peer_python, "scvi", counts, **setting)}
+    rows = []
+    for side in sides.values():
+        side.ask(epochs=1)
+    for number in range(options.rounds):
+        for name, side in sides.items():
+            found = side.ask(epochs=1)
+            rate = {key: side.cells / found[key] for key in ("wall", "cpu")}
+            rows.append(
+                setting
+                | {"side": name, "round": number, "cells_per_second": rate["wall"]}
+                | {"cells_per_cpu_second": rate["cpu"], "peak_mb": found["peak_mb"]}
+            )
+    elbo = {name: side.ask(elbo=True)["elbo"] for name, side in sides.items()}
+    for side in sides.values():
+        side.close()
+    return [row | {"elbo": elbo[row["side"]]} for row in rows]
+
+
+def summarise(rounds: pd.DataFrame) -> pd.DataFrame:
+    """A row a setting and side: medians, ranges, ratios to the peer pair by pair."""
+    setting = ["likelihood", "threads", "batch"]
+    rows = []
+    for values, part in rounds.groupby(setting, sort=False):
+        speed = part.pivot(index="round", columns="side", values="cells_per_second")
+        work = part.pivot(index="round", columns="side", values="cells_per_cpu_second")
+        for name in part["side"].unique():
+            ratio = (speed[name] / speed["scvi-tools"]).quantile([0.0, 0.5, 1.0])
+            dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
+            limit = matrix_rate(values[1], dtype) / flops_of_a_cell(values[0])
+            of_side = part[part["side"] == name]
+            rows.append(
+                dict(zip(setting, values, strict=True))
+                | {"side": name, "cells_per_second": speed[name].median()}
+                | {"ratio": ratio[0.5], "ratio_min": ratio[0.0], "ratio_max": ratio[1.0]}
+                | {"ratio_cpu": (work[name] / work["scvi-tools"]).median()}
+                | {"share_of_limit": speed[name].median() / limit}
+                | {"peak_mb": of_side["peak_mb"].max(), "elbo": of_side["elbo"].iloc[0]}
+            )
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Race, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--peer-python", required=True, help="interpreter that has scvi-tools")
+    parser.add_argument("--cells", type=int, default=20_000)
+    parser.add_argument("--counts", type=Path, help=".npz, scipy CSR, instead of simulated ones")
+    parser.add_argument("--likelihoods", nargs="+", default=["nb", "zinb"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--batches", nargs="+", type=int, default=[128])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    counts = options.counts or options.out / f"simulated_{options.cells}.npz"
+    if not counts.exists():
+        sp.save_npz(counts, simulate(options.cells))
+    rows = []
+    for setting in product(options.likelihoods, options.threads, options.batches):
+        rows += race(options, counts, *setting)
+        rounds = pd.DataFrame(rows)
+        rounds.to_csv(options.out / "rounds.tsv", sep="\t", index=False, float_format="%.5g")
+        table = summarise(rounds)
+        table.to_csv(options.out / "table.tsv", sep="\t", index=False, float_format="%.4g")
+        text = (
+            table.to_markdown(index=False, floatfmt=".4g") if hasattr(table, "to_markdown") else ""
+        )
+        print(table.round(3).to_string(index=False), flush=True)
+        (options.out / "table.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
