@@ -286,6 +286,34 @@ def test_logarithms_and_exponentials_are_right_to_the_last_digits():
     np.testing.assert_allclose(out[1:], np.exp(a.astype(float)), rtol=3e-7)
 
 
+def test_rows_are_read_and_written_as_torch_rounds_them():
+    rng = np.random.default_rng(0)
+    a = (rng.standard_normal(1000) * 10.0 ** rng.uniform(-6, 6, 1000)).astype(np.float32)
+    bias = rng.standard_normal(1000).astype(np.float32)
+    rounded = torch.from_numpy(a).bfloat16()
+    bits, out = rounded.view(torch.uint16).numpy(), np.empty_like(a)
+    kernels._load(bits, bias, out, out.view(np.int32))
+    np.testing.assert_array_equal(out, rounded.float().numpy() + bias)
+    kernels._load(a, bias, out, out.view(np.int32))
+    np.testing.assert_array_equal(out, a + bias)
+    row = np.empty(1000, np.uint16)
+    kernels._store(a, a.view(np.int32), row)
+    np.testing.assert_array_equal(row, bits)
+    kernels._store(a, a.view(np.int32), out)
+    np.testing.assert_array_equal(out, a)
+
+
+@pytest.mark.parametrize("values", [[-3.0, -1.0, -2.0], [5.0, -9.0, 7.0], [0.0, -0.5], [-1e30]])
+def test_the_largest_of_some_floats(values):
+    a = np.array(values, dtype=np.float32)
+    assert np.array([kernels._largest(a.view(np.int32))]).astype(np.int32).view(np.float32) == max(
+        a
+    )
+    assert kernels._is_finite(a)
+    for wrong in (np.nan, -np.nan, np.inf, -np.inf):
+        assert not kernels._is_finite(np.append(a, np.float32(wrong)))
+
+
 def test_digamma_is_scipys():
     x = np.r_[np.exp(np.linspace(-9, 15, 400)), 6.0]
     np.testing.assert_allclose(
@@ -302,9 +330,9 @@ def test_rows_and_products_are_those_of_scipy():
     found = sp.csr_matrix(kernels.sparse_rows(x.toarray())[::-1], shape=x.shape)
     assert (found != x).nnz == 0
     weight = rng.standard_normal((50, 13)).astype(np.float32)
-    out = np.ones((30, 13), np.float32)
-    kernels.sparse_product(x.indptr, x.indices, x.data, weight, out)
-    np.testing.assert_allclose(out, 1 + x @ weight, rtol=1e-5, atol=1e-5)
+    out, bias = np.empty((30, 13), np.float32), np.arange(13, dtype=np.float32)
+    kernels.sparse_product(x.indptr, x.indices, x.data, weight, bias, out)
+    np.testing.assert_allclose(out, bias + x @ weight, rtol=1e-5, atol=1e-5)
     d_weight = np.zeros_like(weight)
     for first, end in ((0, 5), (5, 13)):
         kernels.sparse_product_gradient(x.indptr, x.indices, x.data, out, d_weight, first, end)

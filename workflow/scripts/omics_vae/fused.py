@@ -120,43 +120,38 @@ class _Likelihood:
         if model.architecture.likelihood == "zinb":
             self.heads, kernel = [model.profile, model.zero_logit], kernels.zinb_rows
         self.buffers, self.is_bfloat16 = buffers, is_bfloat16
-        self.hidden = self._factor("units", hidden)
-        n = len(hidden)
-        self.weights, logits, self.d_logits = [], [], []
+        self.hidden, n = self._factor("units", hidden), len(hidden)
+        self.weights, logits, self.d_logits, self.d_bias = [], [], [], []
         for k, head in enumerate(self.heads):
             self.weights.append(self._factor(f"weight {k}", head.weight))
-            product = self._product(f"logits {k}", self.hidden, self.weights[k].T)
-            out = buffers(f"logits {k}", n, len(head.bias))
-            logits.append(torch.add(product, head.bias, out=out).numpy())
-            self.d_logits.append(buffers(f"d_logits {k}", n, len(head.bias)))
+            logits.append(self._product(f"logits {k}", self.hidden, self.weights[k].T))
+            self.d_logits.append(buffers(f"d_logits {k}", *logits[k].shape, logits[k].dtype))
         self.log_p = np.empty(n)  # (cells,)
-        self.d_log_scale = np.empty(n, np.float32)  # (cells,)
         log_theta = model.log_theta.clamp(*LOG_THETA_RANGE)
         is_inside = log_theta == model.log_theta
         if model.architecture.dispersion == "gene":
             batch = np.zeros_like(batch)
-        largest, theta = logits[0].max(1), log_theta.exp().numpy()
+        theta, bias = log_theta.exp().numpy(), [head.bias.numpy() for head in self.heads]
+        values, d_values = ([_bits(t) for t in ts] for ts in (logits, self.d_logits))
 
-        def some_cells(cells: slice) -> torch.Tensor:
-            d_log_theta = torch.zeros_like(log_theta)
+        def some_cells(cells: slice) -> list[torch.Tensor]:
+            sums = [torch.zeros_like(p) for p in (*(head.bias for head in self.heads), log_theta)]
             kernel(
-                *(values[cells] for values in logits),
-                largest[cells],
+                *(v[cells] for v in values),
+                *bias,
                 log_scale[cells],
                 theta,
                 batch[cells],
                 (rows[0][cells.start : cells.stop + 1], *rows[1:]),
                 share,
                 self.log_p[cells],
-                *(values[cells].numpy() for values in self.d_logits),
-                self.d_log_scale[cells],
-                d_log_theta.numpy(),
+                *(v[cells] for v in d_values),
+                *(t.numpy() for t in sums),
             )
-            return d_log_theta
+            return sums
 
-        self.d_log_theta = sum(in_parts(some_cells, n)) * is_inside * share
-        if not np.isfinite(largest).all():  # the kernels take no notice of what is no number
-            self.log_p[:] = np.nan
+        *self.d_bias, d_log_theta = map(sum, zip(*in_parts(some_cells, n), strict=True))
+        self.d_log_theta = d_log_theta * is_inside
 
     def back(self) -> torch.Tensor:
         """The gradient at the hidden units; sets those of the heads."""
@@ -164,11 +159,11 @@ class _Likelihood:
         for k, (head, weight, d) in enumerate(
             zip(self.heads, self.weights, self.d_logits, strict=True)
         ):
-            head.bias.grad = d.sum(0)
-            d = self._factor(f"d {k}", d)
-            out = self.buffers(f"d_weight {k}", *weight.shape)
+            head.bias.grad = self.d_bias[k]
             product = self._product(f"d_weight {k}", d.T, self.hidden)
-            head.weight.grad = out if product is out else out.copy_(product)
+            if self.is_bfloat16:
+                product = self.buffers(f"d_weight {k}", *weight.shape).copy_(product)
+            head.weight.grad = product
             d_hidden += d @ weight
         return d_hidden
 
@@ -179,9 +174,14 @@ class _Likelihood:
         return self.buffers(f"{name} rounded", *x.shape, torch.bfloat16).copy_(x)
 
     def _product(self, name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """a b, in the buffer of that name unless it is rounded."""
+        """a b in a buffer, of the precision of its factors."""
         name += " rounded" * self.is_bfloat16
         return torch.mm(a, b, out=self.buffers(name, len(a), b.shape[1], a.dtype))
+
+
+def _bits(x: torch.Tensor) -> np.ndarray:
+    """A tensor's memory; that of bfloat16, which numpy has not, as uint16."""
+    return (x if x.dtype == torch.float32 else x.view(torch.uint16)).numpy()
 
 
 class StepLoss(NamedTuple):
@@ -278,11 +278,11 @@ class FusedStep:
         covariates = torch.from_numpy(self.data.covariates[cells])
 
         # Encoder.
-        x = self.encoder[0].linear.bias.repeat(n, 1)
+        x, bias = torch.empty(n, a.n_hidden), self.encoder[0].linear.bias.numpy()
         to = x.numpy()
         in_parts(
             lambda part: kernels.sparse_product(
-                indptr[part.start : part.stop + 1], indices, seen, self.first, to[part]
+                indptr[part.start : part.stop + 1], indices, seen, self.first, bias, to[part]
             ),
             n,
         )

@@ -45,6 +45,49 @@ def _sum(a):
 
 
 @_compiled(_VECTOR)
+def _load(row, bias, out, out_bits):
+    """out = row + bias; ``row`` float32, or the bits of bfloat16 as uint16."""
+    if row.itemsize == 4:
+        for i in range(len(out)):
+            out[i] = row[i] + bias[i]
+    else:
+        for i in range(len(out)):
+            out_bits[i] = np.int32(row[i]) << 16
+        for i in range(len(out)):
+            out[i] += bias[i]
+
+
+@_compiled(_VECTOR)
+def _store(a, a_bits, row):
+    """row = a, rounded to the nearest where ``row`` is of bfloat16; ``a_bits``: a's memory."""
+    if row.itemsize == 4:
+        for i in range(len(a)):
+            row[i] = a[i]
+    else:
+        for i in range(len(a)):
+            row[i] = (a_bits[i] + 0x7FFF + ((a_bits[i] >> 16) & 1)) >> 16
+
+
+@_compiled({"reassoc"})
+def _is_finite(a):
+    total = _f(0)
+    for i in range(len(a)):
+        total += a[i] * _f(0)
+    return total == _f(0)
+
+
+@_compiled()
+def _largest(a_bits):
+    """The bits of the largest of some floats, given as int32, which a compiler can do at once."""
+    largest = np.int32(-0x80000000)
+    for i in range(len(a_bits)):
+        bits = a_bits[i]
+        # Negative numbers are ordered the other way round.
+        largest = max(largest, bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF)))
+    return largest ^ ((largest >> 31) & np.int32(0x7FFFFFFF))
+
+
+@_compiled(_VECTOR)
 def _exp(a, shift, out, out_bits, power):
     """out = exp(a - shift), relative error 1e-7; ``out_bits``: out's memory as int32."""
     for i in range(len(a)):
@@ -188,6 +231,12 @@ def _multiply(out, by):
 
 
 @_compiled(_VECTOR)
+def _add(out, a):
+    for i in range(len(out)):
+        out[i] += a[i]
+
+
+@_compiled(_VECTOR)
 def _subtract_sum(out, a, b):
     for i in range(len(out)):
         out[i] -= a[i] + b[i]
@@ -200,36 +249,46 @@ def _less_scaled(out, a, scale, by):
 
 
 @_compiled()
-def nb_rows(
-    logits, largest, log_scale, theta, batch, rows, by, log_p, d_logits, d_scale, d_log_theta
-):
-    """log p of cells under the NB with softmax mean, and the gradients of its sum.
+def _rows_of(n):
+    """Four arrays, each of its own: rows of a matrix would not be known to be contiguous."""
+    return np.empty(n, _f), np.empty(n, _f), np.empty(n, _f), np.empty(n, _f)
 
-    ``logits`` (cells, genes + 1) and the ``largest`` of each row; ``log_scale`` (cells,): log
-    library size plus headroom; ``theta`` (batches, genes), ``batch`` (cells,): which row of it;
-    ``rows``: (indptr, indices, counts) of the CSR rows. Written: ``log_p`` (cells,) float64;
-    ``d_logits``, ``by`` times the gradient; ``d_scale`` (cells,); added to: ``d_log_theta``
-    (batches, genes).
+
+@_compiled()
+def nb_rows(logits, bias, log_scale, theta, batch, rows, by, log_p, d_logits, d_bias, d_log_theta):
+    """log p of cells under the NB with softmax mean, and ``by`` times the gradients of its sum.
+
+    ``logits`` (cells, genes + 1) but for their ``bias``, float32 or the bits of bfloat16;
+    ``log_scale`` (cells,): log library size plus headroom; ``theta`` (batches, genes), ``batch``
+    (cells,): which row of it; ``rows``: (indptr, indices, counts) of the CSR rows. Written:
+    ``log_p`` (cells,) float64, NaN where a logit is no number; ``d_logits``, as the logits. Added
+    to: ``d_bias`` (genes + 1,), ``d_log_theta`` (batches, genes).
     """
     indptr, indices, counts = rows
-    n_genes = theta.shape[1]
-    share, power = np.empty(n_genes + 1, _f), np.empty(n_genes + 1, np.int32)
-    odds, lost, work = np.empty(n_genes, _f), np.empty(n_genes, _f), np.empty(n_genes, _f)
-    rest = np.empty(n_genes, _f)
-    share_bits, work_bits = share.view(np.int32), work.view(np.int32)
+    n_genes, by = theta.shape[1], _f(by)
+    share, logit, d = _rows_of(n_genes + 1)[:3]
+    odds, lost, rest, work = _rows_of(n_genes)
+    d_theta = np.zeros(theta.shape, _f)
+    share_bits, logit_bits, d_bits = share.view(np.int32), logit.view(np.int32), d.view(np.int32)
+    work_bits, power = work.view(np.int32), np.empty(n_genes + 1, np.int32)
     one_over_theta = _f(1) / theta
     of_theta = np.full((2, len(theta), n_genes), np.nan)
     for i in range(len(logits)):
-        d, th, b = d_logits[i], theta[batch[i]], batch[i]
-        _exp(logits[i], largest[i], share, share_bits, power)
+        th, b = theta[batch[i]], batch[i]
+        _load(logits[i], bias, logit, logit_bits)
+        if not _is_finite(logit):
+            log_p[i] = np.nan
+            continue
+        power[0] = _largest(logit_bits)
+        _exp(logit, power.view(_f)[0], share, share_bits, power)
         total = _sum(share)
         _scale(share, _f(math.exp(log_scale[i])) / total, odds)
         _multiply(odds, one_over_theta[b])
         _log1p(odds, lost, work, work_bits, power)
         _multiply(lost, th)  # -log p(0)
         _one_less_share(odds, rest)
-        _minus_mean_over(odds, rest, th, d[:n_genes])
-        _subtract_sum(d_log_theta[b], d, lost)
+        _minus_mean_over(odds, rest, th, d)
+        _subtract_sum(d_theta[b], d, lost)
         product, of_counts = 1.0, 0.0
         for k in range(indptr[i], indptr[i + 1]):
             g, x = indices[k], float(counts[k])
@@ -247,11 +306,15 @@ def nb_rows(
                 product = 1.0
             pull = x * float(rest[g])
             d[g] += _f(pull)
-            d_log_theta[b, g] += _f(slope - pull)
+            d_theta[b, g] += _f(slope - pull)
         log_p[i] = of_counts + math.log(product) - float(_sum(lost))
-        d_scale[i] = _sum(d[:n_genes])
         d[n_genes] = _f(0)
-        _less_scaled(d, share, d_scale[i] / total, _f(by))
+        _less_scaled(d, share, _sum(d) / total, by)
+        _add(d_bias, d)
+        _store(d, d_bits, d_logits[i])
+    for b in range(len(theta)):
+        _scale(d_theta[b], by, work)
+        _add(d_log_theta[b], work)
 
 
 @_compiled(_VECTOR)
@@ -271,7 +334,8 @@ def _mixed_zero(lost, kept, zero_odds, d_zero, log_p, work):
 def zinb_rows(
     logits,
     zero_logits,
-    largest,
+    bias,
+    zero_bias,
     log_scale,
     theta,
     batch,
@@ -280,23 +344,33 @@ def zinb_rows(
     log_p,
     d_logits,
     d_zero_logits,
-    d_scale,
+    d_bias,
+    d_zero_bias,
     d_log_theta,
 ):
     """As :func:`nb_rows` for the ZINB; ``zero_logits`` (cells, genes): those of a lost count."""
     indptr, indices, counts = rows
-    n_genes = theta.shape[1]
-    share, power = np.empty(n_genes + 1, _f), np.empty(n_genes + 1, np.int32)
-    odds, lost, work = np.empty(n_genes, _f), np.empty(n_genes, _f), np.empty(n_genes, _f)
-    kept, zero_odds = np.empty(n_genes, _f), np.empty(n_genes, _f)
-    rest, at_zero = np.empty(n_genes, _f), np.empty(n_genes, _f)
-    share_bits, work_bits = share.view(np.int32), work.view(np.int32)
+    n_genes, by = theta.shape[1], _f(by)
+    share, logit, d = _rows_of(n_genes + 1)[:3]
+    odds, lost, rest, work = _rows_of(n_genes)
+    kept, zero_odds, at_zero, d_zero = _rows_of(n_genes)
+    d_theta = np.zeros(theta.shape, _f)
+    share_bits, logit_bits, d_bits = share.view(np.int32), logit.view(np.int32), d.view(np.int32)
     kept_bits, zero_bits = kept.view(np.int32), zero_odds.view(np.int32)
+    d_zero_bits = d_zero.view(np.int32)
+    work_bits, power = work.view(np.int32), np.empty(n_genes + 1, np.int32)
     one_over_theta = _f(1) / theta
     of_theta = np.full((2, len(theta), n_genes), np.nan)
     for i in range(len(logits)):
-        d, d_zero, th, b = d_logits[i], d_zero_logits[i], theta[batch[i]], batch[i]
-        _exp(logits[i], largest[i], share, share_bits, power)
+        th, b = theta[batch[i]], batch[i]
+        _load(logits[i], bias, logit, logit_bits)
+        _load(zero_logits[i], zero_bias, work, work_bits)
+        if not (_is_finite(logit) and _is_finite(work)):
+            log_p[i] = np.nan
+            continue
+        _exp(work, _f(0), zero_odds, zero_bits, power)
+        power[0] = _largest(logit_bits)
+        _exp(logit, power.view(_f)[0], share, share_bits, power)
         total = _sum(share)
         _scale(share, _f(math.exp(log_scale[i])) / total, odds)
         _multiply(odds, one_over_theta[b])
@@ -304,17 +378,16 @@ def zinb_rows(
         _multiply(lost, th)
         _scale(lost, _f(-1), work)
         _exp(work, _f(0), kept, kept_bits, power)
-        _exp(zero_logits[i], _f(0), zero_odds, zero_bits, power)
         _mixed_zero(lost, kept, zero_odds, d_zero, at_zero, work)
         _add_log(at_zero, work, work_bits, power)
         _one_less_share(odds, rest)
-        _minus_mean_over(odds, rest, th, d[:n_genes])
+        _minus_mean_over(odds, rest, th, d)
         # What a count of 0 says, by the share of it that was not lost; counts take theirs back.
         for k in range(indptr[i], indptr[i + 1]):
             kept[indices[k]] = _f(1)
-        _multiply(d[:n_genes], kept)
+        _multiply(d, kept)
         _times(lost, kept, work)
-        _subtract_sum(d_log_theta[b], d, work)
+        _subtract_sum(d_theta[b], d, work)
         product, of_counts = 1.0, 0.0
         for k in range(indptr[i], indptr[i + 1]):
             g, x = indices[k], float(counts[k])
@@ -335,13 +408,19 @@ def zinb_rows(
                 product = 1.0
             pull = x * float(rest[g])
             d[g] += _f(pull)
-            d_log_theta[b, g] += _f(slope - pull)
+            d_theta[b, g] += _f(slope - pull)
             d_zero[g] = _f(was_kept - 1.0)
-        _scale_self(d_zero, _f(by))
         log_p[i] = of_counts + math.log(product) + float(_sum(at_zero))
-        d_scale[i] = _sum(d[:n_genes])
         d[n_genes] = _f(0)
-        _less_scaled(d, share, d_scale[i] / total, _f(by))
+        _less_scaled(d, share, _sum(d) / total, by)
+        _add(d_bias, d)
+        _store(d, d_bits, d_logits[i])
+        _scale_self(d_zero, by)
+        _add(d_zero_bias, d_zero)
+        _store(d_zero, d_zero_bits, d_zero_logits[i])
+    for b in range(len(theta)):
+        _scale(d_theta[b], by, work)
+        _add(d_log_theta[b], work)
 
 
 @_compiled()
@@ -388,10 +467,12 @@ def gather_rows(indptr, indices, counts, cells, to_common_depth, out):
 
 
 @_compiled(_VECTOR)
-def sparse_product(indptr, indices, values, weight, out):
-    """out += X weight; X: CSR rows (cells, genes), ``weight`` (genes, hidden)."""
+def sparse_product(indptr, indices, values, weight, bias, out):
+    """out = X weight + bias; X: CSR rows (cells, genes), ``weight`` (genes, hidden)."""
     for i in range(len(out)):
         row, stop = out[i], indptr[i + 1]
+        for j in range(len(row)):
+            row[j] = bias[j]
         k = indptr[i]
         while k + 4 <= stop:  # four at a time: the row is read and written once for all
             a, b, c, d = values[k], values[k + 1], values[k + 2], values[k + 3]
