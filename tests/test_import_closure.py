@@ -82,7 +82,17 @@ def test_an_import_from_a_package_may_name_a_module():
     assert imported_modules("from a.b import c") == {"a.b", "a.b.c"}
 
 
-VAE = ["__init__", "data", "fused", "inference", "kernels", "likelihoods", "model", "priors"]
+VAE = [
+    "__init__",
+    "adam",
+    "data",
+    "fused",
+    "inference",
+    "kernels",
+    "likelihoods",
+    "model",
+    "priors",
+]
 MODEL = {"job.py", "model_inputs.py", "design.py", *(f"omics_vae/{name}.py" for name in VAE)}
 STEPS = ["collapse", "initialisation", "pruning", "training"]
 TRAINING = MODEL | {f"omics_vae/{name}.py" for name in STEPS}

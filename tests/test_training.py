@@ -623,7 +623,7 @@ ALL_PARTS = {
 )
 def test_weights_of_linear_layers_decay_like_a_fixed_prior_and_nothing_else(architecture):
     model = small_model(simulated().data(), **architecture)
-    groups = training.make_optimizer(model, replace(PLAN, weight_decay=100.0), 50).param_groups
+    groups = training.make_optimizer(model, replace(PLAN, weight_decay=100.0), 50).groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     speed = {id(p): group["lr"] for group in groups for p in group["params"]}
     linear = {

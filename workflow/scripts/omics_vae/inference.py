@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from omics_vae import fused
+from omics_vae.adam import Adam
 from omics_vae.data import Batch, CountData
 from omics_vae.likelihoods import Likelihood
 from omics_vae.model import LOG_VARIANCE_RANGE, VAE, Posterior
@@ -273,7 +274,7 @@ def _climb(model: VAE, batch: Batch, q: Posterior, steps: int, learning_rate: fl
     if q.log_size_variance is not None:
         names += ["log_size", "log_size_variance"]
     leaves = [getattr(q, name).detach().clone().requires_grad_() for name in names]
-    optimizer = torch.optim.Adam(leaves, lr=learning_rate)
+    optimizer = Adam([{"params": leaves, "lr": learning_rate, "weight_decay": 0.0}])
     for _ in range(steps):
         parts = model.elbo(batch, q._replace(**dict(zip(names, leaves, strict=True))))
         loss = (parts.kl - parts.reconstruction).sum()

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from omics_vae import fused
+from omics_vae.adam import Adam
 from omics_vae.collapse import active_units, mutual_information
 from omics_vae.data import CountData, ShuffledBatches
 from omics_vae.fused import StepLoss
@@ -142,7 +143,7 @@ def train(
     return progress
 
 
-def make_optimizer(model: VAE, plan: TrainingPlan, n_cells: int) -> torch.optim.Optimizer:
+def make_optimizer(model: VAE, plan: TrainingPlan, n_cells: int) -> Adam:
     """Adam; weight matrices decay by ``weight_decay / n_cells``, the pull of a fixed prior.
 
     A prior counts once and the likelihood once a cell, so the decay that suits 500 cells would
@@ -152,13 +153,14 @@ def make_optimizer(model: VAE, plan: TrainingPlan, n_cells: int) -> torch.optim.
     decayed = [layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     noise = [p for name, p in model.named_parameters() if name in NOISE_PARAMETERS]
     rest = [p for p in model.parameters() if p.requires_grad and p not in {*decayed, *noise}]
-    groups = [
-        {"params": decayed, "weight_decay": plan.weight_decay / n_cells},
-        {"params": rest},
-        {"params": noise, "lr": NOISE_SPEED * plan.learning_rate},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, weight_decay=0.0, fused=True)
+    rate, decay = plan.learning_rate, plan.weight_decay / n_cells
+    return Adam(
+        [
+            {"params": decayed, "lr": rate, "weight_decay": decay},
+            {"params": rest, "lr": rate, "weight_decay": 0.0},
+            {"params": noise, "lr": NOISE_SPEED * rate, "weight_decay": 0.0},
+        ]
+    )
 
 
 Step = Callable[[np.ndarray, int], StepLoss]
@@ -271,8 +273,7 @@ def _save_checkpoint(path: Path, key: str, model, optimizer, best, progress: Pro
     """Weights, best weights, Adam's moments and the progress in one file, in place at once."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": tensor for name, tensor in state.items()}
+    tensors |= {f"adam.{name}": tensor for name, tensor in optimizer.state().items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
@@ -300,19 +301,7 @@ def _load_checkpoint(path: Path, key: str, model, optimizer, best) -> Progress |
     model.load_state_dict(groups["model"])
     for name, tensor in groups["best"].items():
         best[name].copy_(tensor)
-    state: dict[int, dict] = {}
-    for name, tensor in groups["adam"].items():
-        index, moment = name.split(".", 1)
-        state.setdefault(int(index), {})[moment] = tensor
-    # In memory as the weights are: a fused optimiser goes through all of them side by side.
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, moments in state.items():
-        for moment, tensor in moments.items():
-            if tensor.ndim:
-                moments[moment] = torch.empty_like(parameters[index]).copy_(tensor)
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    optimizer.load(groups["adam"])
     return Progress(**json.loads(metadata["progress"]))
 
 
