@@ -2,19 +2,18 @@
 
 The equations stand in model.py and likelihoods.py; this is the same arithmetic without an autograd
 graph, without dense batches and without log Gamma of zeros. Products of matrices are torch's, all
-between them is kernels.py. The likelihood is that of any NB or ZINB with the softmax decoder and a
-theta a gene or a gene and batch (:func:`has_likelihood`); the step asks besides for a standard
-normal prior, an observed library size, no skip and no batch norm (:func:`has_step`). Other models
-do by autograd.
+between them is kernels.py, on one thread: handing parts of such short loops to other threads costs
+more than it gains. The likelihood is that of any NB or ZINB with the softmax decoder and a theta a
+gene or a gene and batch (:func:`has_likelihood`); the step asks besides for a standard normal
+prior, an observed library size, no skip and no batch norm (:func:`has_step`). Other models do by
+autograd.
 
 With ``bfloat16`` the products of the output layer, two thirds of the arithmetic of a step, round
 their factors to 8 bits; biases, weights, Adam and all else stay float32.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +21,6 @@ import torch
 from omics_vae import kernels
 from omics_vae.data import Batch, CountData
 from omics_vae.model import LOG_THETA_RANGE, LOG_THETA_SD, LOG_VARIANCE_RANGE, VAE, Posterior
-
-T = TypeVar("T")
 
 
 def has_likelihood(model: VAE) -> bool:
@@ -89,19 +86,6 @@ def log_likelihood(model: VAE, batch: Batch) -> Callable[[torch.Tensor, Posterio
     return of
 
 
-_pool = ThreadPoolExecutor()
-
-
-def in_parts(work: Callable[[slice], T], n: int) -> list[T]:
-    """``work`` on equal parts of 0 .. n, as many as torch has threads; the results in order."""
-    n_parts = max(1, min(torch.get_num_threads(), n))
-    bounds = [n * k // n_parts for k in range(n_parts + 1)]
-    parts = [slice(*pair) for pair in pairwise(bounds)]
-    # The first is done here: handing over costs as much as some rows.
-    others = [_pool.submit(work, part) for part in parts[1:]]
-    return [work(parts[0]), *(other.result() for other in others)]
-
-
 class _Likelihood:
     """log p(x|hidden units) of cells, and the gradients of ``share`` times their sum."""
 
@@ -134,23 +118,20 @@ class _Likelihood:
         theta, bias = log_theta.exp().numpy(), [head.bias.numpy() for head in self.heads]
         values, d_values = ([_bits(t) for t in ts] for ts in (logits, self.d_logits))
 
-        def some_cells(cells: slice) -> list[torch.Tensor]:
-            sums = [torch.zeros_like(p) for p in (*(head.bias for head in self.heads), log_theta)]
-            kernel(
-                *(v[cells] for v in values),
-                *bias,
-                log_scale[cells],
-                theta,
-                batch[cells],
-                (rows[0][cells.start : cells.stop + 1], *rows[1:]),
-                share,
-                self.log_p[cells],
-                *(v[cells] for v in d_values),
-                *(t.numpy() for t in sums),
-            )
-            return sums
-
-        *self.d_bias, d_log_theta = map(sum, zip(*in_parts(some_cells, n), strict=True))
+        sums = [torch.zeros_like(p) for p in (*(head.bias for head in self.heads), log_theta)]
+        kernel(
+            *values,
+            *bias,
+            log_scale,
+            theta,
+            batch,
+            rows,
+            share,
+            self.log_p,
+            *d_values,
+            *(t.numpy() for t in sums),
+        )
+        *self.d_bias, d_log_theta = sums
         self.d_log_theta = d_log_theta * is_inside
 
     def back(self) -> torch.Tensor:
@@ -279,13 +260,7 @@ class FusedStep:
 
         # Encoder.
         x, bias = torch.empty(n, a.n_hidden), self.encoder[0].linear.bias.numpy()
-        to = x.numpy()
-        in_parts(
-            lambda part: kernels.sparse_product(
-                indptr[part.start : part.stop + 1], indices, seen, self.first, bias, to[part]
-            ),
-            n,
-        )
+        kernels.sparse_product(indptr, indices, seen, self.first, bias, x.numpy())
         if a.encode_covariates:
             x.addmm_(covariates, torch.from_numpy(self.first[n_genes:]))
         hidden = self.encoder[0].units(x, noise.kept[0])
@@ -320,13 +295,7 @@ class FusedStep:
         d_hidden = self._back(self.encoder[1:], self.heads.back(hidden, d_q), self.encoder[0].out)
         d_x = self.encoder[0].back(d_hidden)
         d_first = self.buffers("d_first", *self.first.shape).zero_()
-        d_to, d_from = d_first.numpy(), d_x.numpy()
-        in_parts(
-            lambda part: kernels.sparse_product_gradient(
-                indptr, indices, seen, d_from, d_to, part.start, part.stop
-            ),
-            a.n_hidden,
-        )
+        kernels.sparse_product_gradient(indptr, indices, seen, d_x.numpy(), d_first.numpy())
         if a.encode_covariates:
             torch.mm(covariates.T, d_x, out=d_first[n_genes:])
         self.encoder[0].linear.weight.grad = d_first.T

@@ -488,12 +488,12 @@ def sparse_product(indptr, indices, values, weight, bias, out):
 
 
 @_compiled(_VECTOR)
-def sparse_product_gradient(indptr, indices, values, d_out, d_weight, first, end):
-    """d_weight += X' d_out, with X as in :func:`sparse_product`; hidden units first to end."""
+def sparse_product_gradient(indptr, indices, values, d_out, d_weight):
+    """d_weight += X' d_out, with X as in :func:`sparse_product`."""
     for i in range(len(d_out)):
-        row = d_out[i, first:end]
+        row = d_out[i]
         for k in range(indptr[i], indptr[i + 1]):
-            a, w = values[k], d_weight[indices[k], first:end]
+            a, w = values[k], d_weight[indices[k]]
             for j in range(len(row)):
                 w[j] += a * row[j]
 
