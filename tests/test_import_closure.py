@@ -85,6 +85,7 @@ def test_an_import_from_a_package_may_name_a_module():
 VAE = [
     "__init__",
     "adam",
+    "compiled",
     "data",
     "fused",
     "inference",

@@ -205,6 +205,7 @@ FILES = {
     f"{SCRIPTS}/run_record.py": "write_report",
     f"{SCRIPTS}/omics_vae/__init__.py": MODEL,
     f"{SCRIPTS}/omics_vae/adam.py": MODEL,
+    f"{SCRIPTS}/omics_vae/compiled.py": MODEL,
     f"{SCRIPTS}/omics_vae/data.py": MODEL,
     f"{SCRIPTS}/omics_vae/fused.py": MODEL,
     f"{SCRIPTS}/omics_vae/inference.py": MODEL,

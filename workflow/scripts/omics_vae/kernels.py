@@ -11,7 +11,8 @@ The formulas stand in likelihoods.py and model.py, on whose results the tests in
 import math
 
 import numpy as np
-from numba import njit
+
+from omics_vae.compiled import compiled
 
 _f = np.float32
 _LOG2_E = _f(1.44269504)
@@ -32,11 +33,7 @@ _VECTOR = {"contract", "nnan", "ninf", "nsz"}
 _SUM = _VECTOR | {"reassoc"}  # sums in any order; not where rounding errors are made up for
 
 
-def _compiled(fastmath=frozenset()):
-    return njit(error_model="numpy", nogil=True, cache=True, fastmath=set(fastmath))
-
-
-@_compiled(_SUM)
+@compiled(_SUM)
 def _sum(a):
     total = _f(0)
     for i in range(len(a)):
@@ -44,7 +41,7 @@ def _sum(a):
     return total
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _load(row, bias, out, out_bits):
     """out = row + bias; ``row`` float32, or the bits of bfloat16 as uint16."""
     if row.itemsize == 4:
@@ -57,7 +54,7 @@ def _load(row, bias, out, out_bits):
             out[i] += bias[i]
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _store(a, a_bits, row):
     """row = a, rounded to the nearest where ``row`` is of bfloat16; ``a_bits``: a's memory."""
     if row.itemsize == 4:
@@ -68,7 +65,7 @@ def _store(a, a_bits, row):
             row[i] = (a_bits[i] + 0x7FFF + ((a_bits[i] >> 16) & 1)) >> 16
 
 
-@_compiled({"reassoc"})
+@compiled({"reassoc"})
 def _is_finite(a):
     total = _f(0)
     for i in range(len(a)):
@@ -76,7 +73,7 @@ def _is_finite(a):
     return total == _f(0)
 
 
-@_compiled()
+@compiled()
 def _largest(a_bits):
     """The bits of the largest of some floats, given as int32, which a compiler can do at once."""
     largest = np.int32(-0x80000000)
@@ -87,7 +84,7 @@ def _largest(a_bits):
     return largest ^ ((largest >> 31) & np.int32(0x7FFFFFFF))
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _exp(a, shift, out, out_bits, power):
     """out = exp(a - shift), relative error 1e-7; ``out_bits``: out's memory as int32."""
     for i in range(len(a)):
@@ -106,7 +103,7 @@ def _exp(a, shift, out, out_bits, power):
         out_bits[i] += power[i]
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _add_log(out, work, work_bits, power):
     """out += log(work), work > 0; ``work`` is spent. ``work_bits``: its memory as int32."""
     for i in range(len(out)):
@@ -127,7 +124,7 @@ def _add_log(out, work, work_bits, power):
         out[i] += n * _LOG2_LOW + (p * m * m * m - _f(0.5) * m * m) + m + n * _LOG2_HIGH
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _log1p(u, out, work, work_bits, power):
     """out = log(1 + u), u >= 0, relative error 1e-7 also where u is tiny."""
     for i in range(len(u)):
@@ -137,20 +134,20 @@ def _log1p(u, out, work, work_bits, power):
     _add_log(out, work, work_bits, power)
 
 
-@_compiled()
+@compiled()
 def _log_gamma_series(s):
     """log Gamma(z) - [(z - 1/2) log z - z + log(2 pi) / 2], s = 1 / z, z >= 8."""
     t = s * s
     return s * (1 / 12 - t * (1 / 360 - t * (1 / 1260 - t * (1 / 1680 - t / 1188))))
 
 
-@_compiled()
+@compiled()
 def _digamma_series(t):
     """log z - 1 / (2 z) - psi(z), t = 1 / z^2, z >= 6."""
     return t * (1 / 12 - t * (1 / 120 - t * (1 / 252 - t * (1 / 240 - t / 132))))
 
 
-@_compiled()
+@compiled()
 def _digamma(x):
     """psi(x), x > 0: the asymptotic series above 6."""
     result = 0.0
@@ -160,7 +157,7 @@ def _digamma(x):
     return result + math.log(x) - 0.5 / x - _digamma_series(1.0 / (x * x))
 
 
-@_compiled()
+@compiled()
 def _small_count_terms(x, theta, share):
     """Gamma(x+theta) share^x / (Gamma(theta) x!), and theta (psi(x+theta) - psi(theta)).
 
@@ -174,7 +171,7 @@ def _small_count_terms(x, theta, share):
     return factor, slope
 
 
-@_compiled()
+@compiled()
 def _large_count_terms(x, theta, odds, b, g, of_theta):
     """As :func:`_small_count_terms` of any larger x, the first as its logarithm.
 
@@ -192,69 +189,69 @@ def _large_count_terms(x, theta, odds, b, g, of_theta):
     return logarithm, theta * (log_z - 0.5 * s - _digamma_series(s * s) - of_theta[1, b, g])
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _one_less_share(odds, out):
     """out = theta / (mu + theta)."""
     for g in range(len(odds)):
         out[g] = _f(1) / (_f(1) + odds[g])
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _minus_mean_over(odds, rest, theta, out):
     """out = -mu theta / (mu + theta), the slope of log p(0) of an NB in log mu."""
     for g in range(len(odds)):
         out[g] = -(odds[g] * rest[g] * theta[g])
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _scale(a, by, out):
     for i in range(len(a)):
         out[i] = a[i] * by
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _scale_self(a, by):
     for i in range(len(a)):
         a[i] *= by
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _times(a, b, out):
     for i in range(len(out)):
         out[i] = a[i] * b[i]
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _multiply(out, by):
     for i in range(len(by)):
         out[i] *= by[i]
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _add(out, a):
     for i in range(len(out)):
         out[i] += a[i]
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _subtract_sum(out, a, b):
     for i in range(len(out)):
         out[i] -= a[i] + b[i]
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _less_scaled(out, a, scale, by):
     for i in range(len(out)):
         out[i] = (out[i] - a[i] * scale) * by
 
 
-@_compiled()
+@compiled()
 def _rows_of(n):
     """Four arrays, each of its own: rows of a matrix would not be known to be contiguous."""
     return np.empty(n, _f), np.empty(n, _f), np.empty(n, _f), np.empty(n, _f)
 
 
-@_compiled()
+@compiled()
 def nb_rows(logits, bias, log_scale, theta, batch, rows, by, log_p, d_logits, d_bias, d_log_theta):
     """log p of cells under the NB with softmax mean, and ``by`` times the gradients of its sum.
 
@@ -317,7 +314,7 @@ def nb_rows(logits, bias, log_scale, theta, batch, rows, by, log_p, d_logits, d_
         _add(d_log_theta[b], work)
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def _mixed_zero(lost, kept, zero_odds, d_zero, log_p, work):
     """log p(0) = log((o + e^t) / (1 + o)), t = -lost; kept: e^t, then its share of p(0)."""
     for g in range(len(lost)):
@@ -330,7 +327,7 @@ def _mixed_zero(lost, kept, zero_odds, d_zero, log_p, work):
         log_p[g] = _f(0)
 
 
-@_compiled()
+@compiled()
 def zinb_rows(
     logits,
     zero_logits,
@@ -423,7 +420,7 @@ def zinb_rows(
         _add(d_log_theta[b], work)
 
 
-@_compiled()
+@compiled()
 def sparse_rows(x):
     """Dense rows as CSR: indptr, indices, values."""
     indptr = np.zeros(len(x) + 1, np.int64)
@@ -442,7 +439,7 @@ def sparse_rows(x):
     return indptr, indices, values
 
 
-@_compiled()
+@compiled()
 def gather_rows(indptr, indices, counts, cells, to_common_depth, out):
     """CSR rows of some cells, and log(1 + counts at the common depth) of their entries.
 
@@ -466,7 +463,7 @@ def gather_rows(indptr, indices, counts, cells, to_common_depth, out):
     _log1p(at_depth[:n], seen[:n], work, bits[0, :n], bits[1, :n])
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def sparse_product(indptr, indices, values, weight, bias, out):
     """out = X weight + bias; X: CSR rows (cells, genes), ``weight`` (genes, hidden)."""
     for i in range(len(out)):
@@ -487,7 +484,7 @@ def sparse_product(indptr, indices, values, weight, bias, out):
                 row[j] += a * wa[j]
 
 
-@_compiled(_VECTOR)
+@compiled(_VECTOR)
 def sparse_product_gradient(indptr, indices, values, d_out, d_weight):
     """d_weight += X' d_out, with X as in :func:`sparse_product`."""
     for i in range(len(d_out)):
@@ -498,7 +495,7 @@ def sparse_product_gradient(indptr, indices, values, d_out, d_weight):
                 w[j] += a * row[j]
 
 
-@_compiled(_SUM)
+@compiled(_SUM)
 def hidden_units(x, gain, shift, kept, scale, epsilon, normal, inverse_sd, out):
     """Layer norm (``gain`` of length 0: none), ReLU and dropout of rows (cells, hidden).
 
@@ -525,7 +522,7 @@ def hidden_units(x, gain, shift, kept, scale, epsilon, normal, inverse_sd, out):
                 to[j] = max(row[j], _f(0)) * (_f(keep[j]) * scale)
 
 
-@_compiled(_SUM)
+@compiled(_SUM)
 def hidden_units_gradient(out, d_out, gain, scale, normal, inverse_sd, d_gain, d_shift, d_x):
     """The way back through :func:`hidden_units`; adds to ``d_gain`` and ``d_shift``."""
     n = out.shape[1]
@@ -551,7 +548,7 @@ def hidden_units_gradient(out, d_out, gain, scale, normal, inverse_sd, d_gain, d
                 to[j] = (to[j] - mean - xhat[j] * slope) * inverse_sd[i]
 
 
-@_compiled()
+@compiled()
 def sample_posterior(q, noise, lowest, highest, z, kl):
     """z = m + sqrt(v) noise, and the KL of N(m, v) from N(0, 1), mean over the cells.
 
@@ -569,7 +566,7 @@ def sample_posterior(q, noise, lowest, highest, z, kl):
         kl[j] /= n
 
 
-@_compiled()
+@compiled()
 def sample_posterior_gradient(q, noise, lowest, highest, d_z, push, d_q):
     """The way back through :func:`sample_posterior`; ``push`` (latent,): the KL's weight a cell."""
     n, n_latent = noise.shape
