@@ -228,6 +228,8 @@ def test_every_cell_is_scored_once_by_a_model_that_has_not_seen_it(ranked, folde
         | {"descriptions": [fit["description"] for fit, *_ in fits]}
     )
     whole = read_fits(files, [1, 2, 3])
+    first, *others = (cells.counts for _, cells in whole)
+    assert all(counts is first for counts in others), "the counts are in memory once"
     for held, (model, cells) in enumerate(whole, start=1):
         query = cells.of("query")
         assert (query.obs["fold"] == held).all()

@@ -110,7 +110,26 @@ def read_cells(
     ``description``: the model's, with its genes and its design; ``fold`` and ``held`` (cell_id):
     cells that it has not seen. Raises InputError where the files are not of one run.
     """
+    return cells_of(*read_counts(counts, library_size), latent, description, fold, held)
+
+
+def read_counts(counts: str, library_size: str) -> tuple[ad.AnnData, np.ndarray]:
+    """All cells with their counts as CSR, and their library sizes (cells,)."""
     adata = ad.read_h5ad(counts)
+    adata.X = sp.csr_matrix(adata.X)
+    size = read_library_size(library_size, adata.obs_names)["library_size"].to_numpy()
+    return adata, size
+
+
+def cells_of(
+    adata: ad.AnnData,
+    size: np.ndarray,
+    latent: str,
+    description: dict,
+    fold: int | None = None,
+    held: np.ndarray | None = None,
+) -> Cells:
+    """As :func:`read_cells`, of counts that are read already and may serve other fits too."""
     table = pd.read_parquet(latent)
     in_model = adata.var_names.get_indexer(description["genes"])
     if (in_model < 0).any() or not np.array_equal(table["cell_id"], adata.obs_names):
@@ -120,8 +139,8 @@ def read_cells(
         )
     return Cells(
         obs=hold_out(adata.obs, fold, held),
-        counts=sp.csr_matrix(adata.X),
-        size=read_library_size(library_size, adata.obs_names)["library_size"].to_numpy(),
+        counts=adata.X,
+        size=size,
         posterior=embedding_of(table),
         genes=adata.var_names,
         in_model=in_model,
@@ -131,10 +150,9 @@ def read_cells(
 
 def read_fits(files, folds: list[int | None]) -> list[tuple[VAE, Cells]]:
     """Each scoring model with all cells, those that it scores as its query."""
-    fits = []
+    fits, counts = [], read_counts(files.counts, files.library_size)
     paths = zip(files.weights, files.descriptions, files.latents, folds, strict=True)
     for weights, description, latent, fold in paths:
         model, content = load_model(weights, description)
-        cells = read_cells(files.counts, files.library_size, latent, content, fold)
-        fits.append((model, cells))
+        fits.append((model, cells_of(*counts, latent, content, fold)))
     return fits
