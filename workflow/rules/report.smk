@@ -34,7 +34,9 @@ SUMMARIES = [
     ),
 ]
 # Printed in the report: what a number may depend on.
-VERSIONS = "snakemake torch scanpy anndata numpy scipy numba pandas scikit-learn scikit-misc umap-learn"
+VERSIONS = (
+    "snakemake torch scanpy anndata numpy scipy numba pandas scikit-learn scikit-misc umap-learn"
+)
 
 
 rule plot_qc:
