@@ -13,6 +13,7 @@ number of epochs, and the share that each side reaches of what the processor mul
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -54,8 +55,11 @@ class Side:
 
     def __init__(self, python: str, name: str, counts: Path, **options):
         more = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+        # As Snakemake sets it for the threads of a rule.
+        threads = {"OMP_NUM_THREADS": str(options.get("threads", 1))}
         self.process = subprocess.Popen(
             [python, str(HERE / "side.py"), name, str(counts), *more],
+            env=os.environ | threads,
             **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
         )
         self.cells = self._read()["cells"]
