@@ -252,6 +252,49 @@ def _rows_of(n):
 
 
 @compiled()
+def _at_zero(
+    logit,
+    logit_bits,
+    log_scale,
+    theta,
+    one_over_theta,
+    share,
+    share_bits,
+    odds,
+    lost,
+    rest,
+    d,
+    work,
+    work_bits,
+    power,
+):
+    """What a cell expects, as if all its counts were 0; the sum of its softmax.
+
+    Written: ``share``, the softmax but for that sum; ``odds``, mu / theta; ``lost``, -log p(0);
+    ``rest``, theta / (mu + theta); ``d``, the slope of log p(0) in log mu.
+    """
+    power[0] = _largest(logit_bits)
+    _exp(logit, power.view(_f)[0], share, share_bits, power)
+    total = _sum(share)
+    _scale(share, _f(math.exp(log_scale)) / total, odds)
+    _multiply(odds, one_over_theta)
+    _log1p(odds, lost, work, work_bits, power)
+    _multiply(lost, theta)
+    _one_less_share(odds, rest)
+    _minus_mean_over(odds, rest, theta, d)
+    return total
+
+
+@compiled()
+def _through_softmax(d, d_bits, share, total, by, d_bias, d_logits):
+    """``d`` from the slopes in log mu to those in the logits, times ``by``; stored and summed."""
+    d[len(d) - 1] = _f(0)
+    _less_scaled(d, share, _sum(d) / total, by)
+    _add(d_bias, d)
+    _store(d, d_bits, d_logits)
+
+
+@compiled()
 def nb_rows(logits, bias, log_scale, theta, batch, rows, by, log_p, d_logits, d_bias, d_log_theta):
     """log p of cells under the NB with softmax mean, and ``by`` times the gradients of its sum.
 
@@ -276,19 +319,27 @@ def nb_rows(logits, bias, log_scale, theta, batch, rows, by, log_p, d_logits, d_
         if not _is_finite(logit):
             log_p[i] = np.nan
             continue
-        power[0] = _largest(logit_bits)
-        _exp(logit, power.view(_f)[0], share, share_bits, power)
-        total = _sum(share)
-        _scale(share, _f(math.exp(log_scale[i])) / total, odds)
-        _multiply(odds, one_over_theta[b])
-        _log1p(odds, lost, work, work_bits, power)
-        _multiply(lost, th)  # -log p(0)
-        _one_less_share(odds, rest)
-        _minus_mean_over(odds, rest, th, d)
+        total = _at_zero(
+            logit,
+            logit_bits,
+            log_scale[i],
+            th,
+            one_over_theta[b],
+            share,
+            share_bits,
+            odds,
+            lost,
+            rest,
+            d,
+            work,
+            work_bits,
+            power,
+        )
         _subtract_sum(d_theta[b], d, lost)
         product, of_counts = 1.0, 0.0
         for k in range(indptr[i], indptr[i + 1]):
             g, x = indices[k], float(counts[k])
+            # Written out in both kernels: as a function of its own it costs two thirds more.
             if x <= _PRODUCT and x == int(x):
                 share_of_mean = float(odds[g]) * float(rest[g])
                 factor, slope = _small_count_terms(x, float(th[g]), share_of_mean)
@@ -305,10 +356,7 @@ def nb_rows(logits, bias, log_scale, theta, batch, rows, by, log_p, d_logits, d_
             d[g] += _f(pull)
             d_theta[b, g] += _f(slope - pull)
         log_p[i] = of_counts + math.log(product) - float(_sum(lost))
-        d[n_genes] = _f(0)
-        _less_scaled(d, share, _sum(d) / total, by)
-        _add(d_bias, d)
-        _store(d, d_bits, d_logits[i])
+        _through_softmax(d, d_bits, share, total, by, d_bias, d_logits[i])
     for b in range(len(theta)):
         _scale(d_theta[b], by, work)
         _add(d_log_theta[b], work)
@@ -366,19 +414,26 @@ def zinb_rows(
             log_p[i] = np.nan
             continue
         _exp(work, _f(0), zero_odds, zero_bits, power)
-        power[0] = _largest(logit_bits)
-        _exp(logit, power.view(_f)[0], share, share_bits, power)
-        total = _sum(share)
-        _scale(share, _f(math.exp(log_scale[i])) / total, odds)
-        _multiply(odds, one_over_theta[b])
-        _log1p(odds, lost, work, work_bits, power)
-        _multiply(lost, th)
+        total = _at_zero(
+            logit,
+            logit_bits,
+            log_scale[i],
+            th,
+            one_over_theta[b],
+            share,
+            share_bits,
+            odds,
+            lost,
+            rest,
+            d,
+            work,
+            work_bits,
+            power,
+        )
         _scale(lost, _f(-1), work)
         _exp(work, _f(0), kept, kept_bits, power)
         _mixed_zero(lost, kept, zero_odds, d_zero, at_zero, work)
         _add_log(at_zero, work, work_bits, power)
-        _one_less_share(odds, rest)
-        _minus_mean_over(odds, rest, th, d)
         # What a count of 0 says, by the share of it that was not lost; counts take theirs back.
         for k in range(indptr[i], indptr[i + 1]):
             kept[indices[k]] = _f(1)
@@ -408,10 +463,7 @@ def zinb_rows(
             d_theta[b, g] += _f(slope - pull)
             d_zero[g] = _f(was_kept - 1.0)
         log_p[i] = of_counts + math.log(product) + float(_sum(at_zero))
-        d[n_genes] = _f(0)
-        _less_scaled(d, share, _sum(d) / total, by)
-        _add(d_bias, d)
-        _store(d, d_bits, d_logits[i])
+        _through_softmax(d, d_bits, share, total, by, d_bias, d_logits[i])
         _scale_self(d_zero, by)
         _add(d_zero_bias, d_zero)
         _store(d_zero, d_zero_bits, d_zero_logits[i])
