@@ -35,6 +35,8 @@ def run_script(rule: str, folder: Path, input: dict, output: dict, params: dict,
         wildcards=SimpleNamespace(**wildcards),
         log=[str(folder / f"{rule}.log")],
         threads=1,
+        resources={},
+        config={"memory": "auto"},
         scriptdir=str(SCRIPTS),
     )
     # Snakemake writes a line before the script that sets this global.

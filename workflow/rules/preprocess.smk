@@ -7,6 +7,7 @@ OUTPUTS
     results/<run>/preprocess/<sample>.h5ad, .qc.parquet,
         .dropped.tsv, .summary.json                           kept cells; why each other one went
     results/<run>/preprocess/counts.h5ad                      one matrix; obs.split, var.selected
+    results/<run>/preprocess/model_counts.h5ad                the model's genes, to be read in pieces
     results/<run>/preprocess/splits.tsv, summary.json
 """
 
@@ -94,6 +95,7 @@ rule select_features:
         gene_list=config["preprocess"]["select_features"]["gene_list"] or [],
     output:
         counts=f"{RUN}/preprocess/counts.h5ad",
+        model_counts=f"{RUN}/preprocess/model_counts.h5ad",
         splits=f"{RUN}/preprocess/splits.tsv",
         summary=f"{RUN}/preprocess/summary.json",
     log:

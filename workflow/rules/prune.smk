@@ -2,7 +2,7 @@
 
 INPUTS
     results/<run>/train/<fit>/model.safetensors, model.json
-    results/<run>/preprocess/counts.h5ad
+    results/<run>/preprocess/model_counts.h5ad
     results/<run>/library_size/library_size.parquet
 OUTPUTS
     results/<run>/prune/<fit>/model.safetensors, model.json   the model that all later stages use
@@ -19,7 +19,7 @@ rule prune_latent:
     input:
         weights=f"{RUN}/train/{{fit}}/model.safetensors",
         description=f"{RUN}/train/{{fit}}/model.json",
-        counts=f"{RUN}/preprocess/counts.h5ad",
+        counts=f"{RUN}/preprocess/model_counts.h5ad",
         library_size=f"{RUN}/library_size/library_size.parquet",
         held=lambda wildcards: held_out_of(wildcards.fit),
     output:
@@ -55,7 +55,7 @@ rule embed_cells:
     input:
         weights=f"{RUN}/prune/{{fit}}/model.safetensors",
         description=f"{RUN}/prune/{{fit}}/model.json",
-        counts=f"{RUN}/preprocess/counts.h5ad",
+        counts=f"{RUN}/preprocess/model_counts.h5ad",
         library_size=f"{RUN}/library_size/library_size.parquet",
     output:
         latent=f"{RUN}/embed/{{fit}}/latent.parquet",
@@ -101,7 +101,7 @@ rule measure_evidence:
     input:
         weights=f"{RUN}/prune/{FIT}/model.safetensors",
         description=f"{RUN}/prune/{FIT}/model.json",
-        counts=f"{RUN}/preprocess/counts.h5ad",
+        counts=f"{RUN}/preprocess/model_counts.h5ad",
         library_size=f"{RUN}/library_size/library_size.parquet",
     output:
         cells=f"{RUN}/evidence/cells.parquet",

@@ -1,7 +1,7 @@
 """The VAE, trained on the training cells of the reference; which likelihood, which beta.
 
 INPUTS
-    results/<run>/preprocess/counts.h5ad
+    results/<run>/preprocess/model_counts.h5ad
     results/<run>/library_size/library_size.parquet
 OUTPUTS
     results/<run>/train/<fit>/model.safetensors, model.json   the weights of the best held-out ELBO
@@ -20,7 +20,7 @@ BESIDE_THE_MODEL = ["history.parquet", "kl.parquet", "validation.parquet", "summ
 
 rule train_vae:
     input:
-        counts=f"{RUN}/preprocess/counts.h5ad",
+        counts=f"{RUN}/preprocess/model_counts.h5ad",
         library_size=f"{RUN}/library_size/library_size.parquet",
         # With likelihood: auto, what is no candidate itself waits for the choice.
         choice=lambda wildcards: (
@@ -65,7 +65,7 @@ if IS_AUTO:
             weights=expand(f"{RUN}/train/{{fit}}/model.safetensors", fit=CANDIDATES),
             descriptions=expand(f"{RUN}/train/{{fit}}/model.json", fit=CANDIDATES),
             rest=expand(f"{RUN}/train/{{fit}}/{{name}}", fit=CANDIDATES, name=BESIDE_THE_MODEL),
-            counts=f"{RUN}/preprocess/counts.h5ad",
+            counts=f"{RUN}/preprocess/model_counts.h5ad",
             library_size=f"{RUN}/library_size/library_size.parquet",
         output:
             fit=expand(

@@ -6,7 +6,8 @@ import pandas as pd
 from scipy import sparse
 
 from compute_umap import posterior_means
-from job import InputError, job, write_h5ad
+from job import InputError, job
+from stored_counts import CountFile, write_h5ad
 
 SCORES = ("score", "p_value", "q_value")
 REASONS = ("pattern", "nearest_reference", "technical_cause")
@@ -22,16 +23,15 @@ def in_order(table: pd.DataFrame, cell_ids: pd.Index, name: str) -> pd.DataFrame
     return indexed.loc[cell_ids]
 
 
-def normalise(counts: sparse.csr_matrix, library_size: np.ndarray) -> sparse.csr_matrix:
-    """log(1 + counts / library_size * median library size), CSR float32; empty entries stay so."""
-    scale = np.median(library_size) / library_size
+def normalise(counts: sparse.csr_matrix, scale: np.ndarray) -> sparse.csr_matrix:
+    """log(1 + counts * scale), CSR float32; empty entries stay so. ``scale`` (cells,)."""
     X = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
     X.data = np.log1p(X.data * np.repeat(scale, np.diff(X.indptr))).astype(np.float32)
     return X
 
 
 def annotate(
-    counts: anndata.AnnData,
+    counts: CountFile,
     library_size: pd.DataFrame,
     latent: pd.DataFrame,
     umap: pd.DataFrame,
@@ -39,16 +39,14 @@ def annotate(
     reasons: pd.DataFrame,
     doublets: pd.DataFrame | None,
 ) -> anndata.AnnData:
-    """All cells: X normalised, layers["counts"] raw, obsm X_vae and X_umap, obs with the scores.
+    """All cells: obsm X_vae and X_umap, obs with the scores; X is not here, it may be large.
 
     score, p_value and q_value are NaN and is_anomaly is False for cells that are not in the query;
     pattern and technical_cause are empty for cells that were not flagged.
     """
-    names = counts.obs_names
+    names = counts.obs.index
     sizes = in_order(library_size, names, "library_size.parquet")["library_size"].to_numpy()
-    raw = sparse.csr_matrix(counts.X)
-    result = anndata.AnnData(normalise(raw, sizes), obs=counts.obs.copy(), var=counts.var.copy())
-    result.layers["counts"] = raw
+    result = anndata.AnnData(obs=counts.obs.copy(), var=counts.var.copy())
     latent = in_order(latent, names, "latent.parquet")
     result.obsm["X_vae"] = posterior_means(latent).astype(np.float32)
     plane = in_order(umap, names, "umap.parquet")[["umap_1", "umap_2"]]
@@ -74,12 +72,26 @@ def annotate(
     return result
 
 
+def write_annotated(counts: CountFile, result: anndata.AnnData, path: str) -> None:
+    """The AnnData file: X normalised, layers["counts"] raw, and all that ``result`` says."""
+    size = result.obs["library_size"].to_numpy()
+    scale = np.median(size) / size
+    raw = counts.counts
+    matrices = {
+        "X": (normalise(x, scale[rows]) for rows, x in raw.blocks()),
+        "layers/counts": (x for _, x in raw.blocks()),
+    }
+    tables = {"obs": result.obs, "var": result.var, "obsm": dict(result.obsm)}
+    write_h5ad(path, matrices, tables | {"uns": dict(result.uns)})
+
+
 if __name__ == "__main__":
     with job(snakemake) as log:
         files = snakemake.input
         names = ("library_size", "latent", "umap", "cells", "reasons")
         tables = [pd.read_parquet(files[name]) for name in names]
         tables.append(pd.read_parquet(files.doublets[0]) if files.doublets else None)
-        result = annotate(anndata.read_h5ad(snakemake.input.counts), *tables)
-        write_h5ad(result, snakemake.output[0])
+        counts = CountFile.open(snakemake.input.counts)
+        result = annotate(counts, *tables)
+        write_annotated(counts, result, snakemake.output[0])
         log.info("%d cells, %d genes", *result.shape)

@@ -16,31 +16,34 @@ from scipy import io, sparse
 
 from count_checks import check_shape, reading
 from job import InputError
+from omics_vae.counts import StoredMatrix
 
 MEMBERS = "matrix.mtx, barcodes.tsv and features.tsv (version 2: genes.tsv), each plain or .gz"
 
 
 def read_10x_h5(path: Path, genome: str):
-    """Read a Cell Ranger ``.h5`` file; version 2 keeps every genome in a group of its own."""
-    with h5py.File(path, "r") as file:
-        if "matrix" in file and "features" in file["matrix"]:
-            group = file["matrix"]
-            features = group["features"]
-            names = _text(features["name"])
-            var = pd.DataFrame({"gene_id": _text(features["id"])}, index=names)
-            var["feature_types"] = _text(features["feature_type"])
-            if "genome" in features:
-                var["genome"] = _text(features["genome"])
-        else:
-            group, genome = _genome_group(file, path, genome)
-            names = _text(group["gene_names"])
-            var = pd.DataFrame({"gene_id": _text(group["genes"]), "genome": genome}, index=names)
-        obs = pd.DataFrame(index=_text(group["barcodes"]))
-        n_genes, n_cells = (int(n) for n in group["shape"][:])
-        check_shape((n_cells, n_genes), len(obs), len(var), path)
-        # Stored by columns (cells) of genes x cells, which is by rows of cells x genes.
-        parts = (group["data"][:], group["indices"][:], group["indptr"][:])
-        return sparse.csr_matrix(parts, shape=(n_cells, n_genes)), obs, var
+    """Open a Cell Ranger ``.h5`` file; version 2 keeps every genome in a group of its own.
+
+    The counts stay in the file.
+    """
+    file = h5py.File(path, "r")
+    if "matrix" in file and "features" in file["matrix"]:
+        group = file["matrix"]
+        features = group["features"]
+        names = _text(features["name"])
+        var = pd.DataFrame({"gene_id": _text(features["id"])}, index=names)
+        var["feature_types"] = _text(features["feature_type"])
+        if "genome" in features:
+            var["genome"] = _text(features["genome"])
+    else:
+        group, genome = _genome_group(file, path, genome)
+        names = _text(group["gene_names"])
+        var = pd.DataFrame({"gene_id": _text(group["genes"]), "genome": genome}, index=names)
+    obs = pd.DataFrame(index=_text(group["barcodes"]))
+    n_genes, n_cells = (int(n) for n in group["shape"][:])
+    check_shape((n_cells, n_genes), len(obs), len(var), path)
+    # Stored by columns (cells) of genes x cells, which is by rows of cells x genes.
+    return StoredMatrix(group, (n_cells, n_genes)), obs, var
 
 
 def _genome_group(file: h5py.File, path: Path, genome: str) -> tuple[h5py.Group, str]:

@@ -15,6 +15,7 @@ from job import job, read_json, write_json, write_parquet, write_tsv
 from model_inputs import device_or_error
 from omics_vae.anomaly import conformal_p
 from omics_vae.model import VAE, load_model
+from stored_counts import counts_memory
 
 INJECTED_SHARE = 0.1  # of the query of a check,
 LEAST_INJECTED = 15  # but so many where they are at most a quarter of it: below, nothing is flagged
@@ -38,17 +39,18 @@ def halves(cells: Cells, rng: np.random.Generator) -> tuple[Cells, Cells]:
     """Normal held-out cells as a calibration set and as the normal part of a query."""
     order = rng.permutation(len(cells))[:MOST_NORMAL]
     half = len(order) // 2
-    return as_split(cells.take(order[:half]), "calibration"), as_split(
-        cells.take(order[half:]), "query"
-    )
+    calibration, query = (cells.take(part).in_memory() for part in (order[:half], order[half:]))
+    return as_split(calibration, "calibration"), as_split(query, "query")
 
 
 def baselines(train: Cells, held_out: Cells) -> dict[str, np.ndarray]:
     """Scores that need no model, of the held-out cells; larger is odder (cells,)."""
-    log_total = [np.log(np.asarray(cells.counts.sum(1)).ravel()) for cells in (train, held_out)]
+    log_total = [np.log(cells.counts.sum(1)) for cells in (train, held_out)]
     # Both at one depth, that of the training cells, whatever the held-out ones are.
     both = join_cells([train, held_out])
-    profiles = log_profiles(both.counts[:, train.in_model], both.size)
+    profiles = log_profiles(
+        both.counts[:][:, train.in_model], both.size, float(np.median(both.size))
+    )
     components = min(PCA_COMPONENTS, profiles.shape[1] - 1)
     pca = TruncatedSVD(components, random_state=0).fit(profiles[: len(train)])
     seen = profiles[len(train) :]
@@ -122,10 +124,10 @@ def check(
 
 
 def some(cells: Cells, at_most: int, rng: np.random.Generator) -> Cells:
-    """At most so many of the cells, in their order."""
-    if len(cells) <= at_most:
-        return cells
-    return cells.take(np.sort(rng.choice(len(cells), at_most, replace=False)))
+    """At most so many of the cells, in their order, with their counts read."""
+    if len(cells) > at_most:
+        cells = cells.take(np.sort(rng.choice(len(cells), at_most, replace=False)))
+    return cells.in_memory()
 
 
 def average(draws: pd.DataFrame) -> pd.DataFrame:
@@ -179,14 +181,14 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         params, files = snakemake.params, snakemake.input
         torch.set_num_threads(snakemake.threads)
-        device = device_or_error(params.device)
+        device, memory = device_or_error(params.device), counts_memory(snakemake)
 
         def fit(name: str, held: np.ndarray | None = None) -> tuple[VAE, Cells]:
             # An input that only some runs have is a list of one.
             path = {what: one(files[f"{name}_{what}"]) for what in FIT}
             model, content = load_model(path["weights"], path["description"])
             paths = files.counts, files.library_size, path["latent"]
-            cells = read_cells(*paths, content, params.fold, held)
+            cells = read_cells(*paths, content, memory, params.fold, held)
             # By the encoder alone, as the injected cells, also where the latent file is refined.
             return model, cells.with_counts(cells.counts, model, device)
 

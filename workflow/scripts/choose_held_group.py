@@ -6,6 +6,7 @@ import pandas as pd
 from held_cells import read_cells
 from job import job, read_json, write_json, write_parquet
 from reference_groups import ReferenceGroups, reference_groups
+from stored_counts import counts_memory
 
 # A group smaller than this has too few cells to inject, a larger one leaves too few to learn from.
 LEAST_CELLS, LARGEST_SHARE = 20, 0.25
@@ -24,7 +25,8 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         files = snakemake.input
         content = read_json(files.description)
-        cells = read_cells(files.counts, files.library_size, files.latent, content)
+        paths = files.counts, files.library_size, files.latent
+        cells = read_cells(*paths, content, counts_memory(snakemake))
         reference = cells.take((cells.obs["role"] == "reference").to_numpy())
         groups = reference_groups(reference.latent, reference.obs, snakemake.params.seed)
         chosen = choose_group(groups)

@@ -13,6 +13,7 @@ import torch
 from job import job, write_atomically, write_json, write_tsv
 from model_inputs import device_or_error, read_model, read_model_inputs
 from omics_vae.inference import importance_weighted_evidence
+from stored_counts import counts_memory
 
 # From simple to rich: of two that the data cannot tell apart, the simpler one is taken.
 RICHNESS = ("poisson", "nb", "zinb")
@@ -71,7 +72,8 @@ if __name__ == "__main__":
         params, files = snakemake.params, snakemake.input
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        inputs = read_model_inputs(files.counts, files.library_size)
+        memory = counts_memory(snakemake)
+        inputs = read_model_inputs(files.counts, files.library_size, memory)
         candidates = [Path(path).parent for path in files.weights]
         log_p = {}
         for folder, likelihood in zip(candidates, params.likelihoods, strict=True):

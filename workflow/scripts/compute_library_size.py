@@ -6,15 +6,16 @@ transcriptome, and every one of its genes would seem too high.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
 from anndata.io import read_elem
-from scipy import sparse
 
 from job import InputError, job, write_json, write_parquet, write_tsv
+from omics_vae.counts import Counts
+from stored_counts import CountFile
 
 # Beyond this ratio of the medians depth and role are confounded.
 MAX_MEDIAN_RATIO = 2.0
@@ -32,24 +33,22 @@ class Sample:
     """The kept cells of one sample that are in counts.h5ad."""
 
     name: str
-    X: sparse.csr_matrix  # (cells, genes)
+    X: Counts  # (cells, genes)
     genes: pd.Index
     obs: pd.DataFrame  # index: the input's cell names
     rows: np.ndarray  # place of each cell in counts.h5ad
 
-    @property
+    @cached_property
     def total(self) -> np.ndarray:
-        return np.asarray(self.X.sum(axis=1)).ravel().astype(float)
+        return self.X.sum(axis=1)
 
 
-def take_cells(counts: anndata.AnnData, cells: pd.DataFrame) -> Sample:
+def take_cells(file: CountFile, cells: pd.DataFrame) -> Sample:
     """The cells of one sample in the order of ``cells`` (obs of counts.h5ad: sample, cell)."""
-    name = str(counts.obs["sample"].iloc[0])
+    name = str(file.obs["sample"].iloc[0])
     rows = np.flatnonzero((cells["sample"].astype(str) == name).to_numpy())
-    place = counts.obs_names.get_indexer(cells["cell"].astype(str).to_numpy()[rows])
-    return Sample(
-        name, sparse.csr_matrix(counts.X[place]), counts.var_names, counts.obs.iloc[place], rows
-    )
+    place = file.obs.index.get_indexer(cells["cell"].astype(str).to_numpy()[rows])
+    return Sample(name, file.counts.take(place), file.var.index, file.obs.iloc[place], rows)
 
 
 def keep_shared_genes(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
@@ -66,7 +65,7 @@ def keep_shared_genes(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
     for sample in samples:
         cut = sample
         if not sample.genes.equals(shared):
-            X = sample.X[:, sample.genes.get_indexer(shared)]
+            X = sample.X.of_genes(sample.genes.get_indexer(shared))
             cut = replace(sample, X=X, genes=shared)
         empty = np.flatnonzero(cut.total == 0)
         if empty.size:
@@ -103,20 +102,20 @@ def median_of_ratios(samples: list[Sample]) -> list[np.ndarray]:
     -------
     For each sample its library sizes, (cells,).
     """
-    logs = []
+    n_cells = sum(len(sample.X) for sample in samples)
+    log_sum = np.zeros(samples[0].X.shape[1])
     for sample in samples:
-        log_counts = sample.X.astype(float)
-        log_counts.eliminate_zeros()
-        log_counts.data = np.log(log_counts.data)
-        logs.append(log_counts)
-    n_cells = sum(log_counts.shape[0] for log_counts in logs)
-    log_mean = sum(np.asarray(log_counts.sum(axis=0)).ravel() for log_counts in logs) / n_cells
+        for _, x in sample.X.blocks():
+            log_sum += np.bincount(x.indices, np.log(x.data), len(log_sum))
+    log_mean = log_sum / n_cells
 
     factors = []
-    for log_counts in logs:
-        ratios = log_counts.data - log_mean[log_counts.indices]
-        cells = np.split(ratios, log_counts.indptr[1:-1])
-        factors.append(np.exp([np.median(cell) for cell in cells]))
+    for sample in samples:
+        of_sample = []
+        for _, x in sample.X.blocks():
+            ratios = np.log(x.data) - log_mean[x.indices]
+            of_sample += [np.median(cell) for cell in np.split(ratios, x.indptr[1:-1])]
+        factors.append(np.exp(of_sample))
     scale = np.median(np.concatenate([sample.total for sample in samples]))
     scale /= np.median(np.concatenate(factors))
     return [factor * scale for factor in factors]
@@ -238,7 +237,7 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         with h5py.File(snakemake.input.counts) as file:
             cells = read_elem(file["obs"])
-        samples = [take_cells(anndata.read_h5ad(path), cells) for path in snakemake.input.samples]
+        samples = [take_cells(CountFile.open(path), cells) for path in snakemake.input.samples]
         samples, warnings = keep_shared_genes(samples)
         method = snakemake.params.method
         sizes, totals = library_sizes(samples, method, snakemake.params.column)

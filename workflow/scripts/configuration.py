@@ -119,6 +119,7 @@ def _explain(where: str, error, homes: dict[str, list[str]]) -> list[str]:
         "maximum": lambda v: f"must be at most {v}",
         "exclusiveMinimum": lambda v: f"must be larger than {v}",
         "exclusiveMaximum": lambda v: f"must be smaller than {v}",
+        "anyOf": lambda v: "must be auto or a number larger than 0",
         "uniqueItems": lambda v: "must not name a thing twice",
     }[error.validator](error.validator_value)
     hint = ""

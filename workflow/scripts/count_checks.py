@@ -87,7 +87,7 @@ def as_counts(
     where: str,
     mend_fractions: Callable[[], str] = lambda: "give the raw counts",
 ) -> sparse.csr_matrix:
-    """The matrix (cells x genes) as canonical CSR int32 without stored zeros.
+    """The matrix (cells x genes), or a block of its cells, as canonical CSR int32 without zeros.
 
     Dense, CSR, CSC and COO of any integer or float type are fine as long as every value is a whole
     number between 0 and 2^31 - 1; else InputError names the first cell and gene that is not.

@@ -1,13 +1,14 @@
 """Raw counts out of every format that a sample table may name.
 
-``read_counts`` is the only function that other scripts call. The readers of single formats return
+``open_counts`` is the only function that other scripts call. The readers of single formats return
 the matrix (cells x genes, not yet checked), obs (index: cell names) and var (index: gene names).
-Files are read piece by piece: only the chosen matrix, obs and var of an AnnData file, and blocks
-of cells of dense tables, so that memory follows the counts and not the file. Nothing is unpickled.
+Only the chosen matrix, obs and var of an AnnData file are touched. CSR and dense matrices in HDF5
+and zarr stay in the file and are read in blocks of cells; what is stored by genes (CSC) or as text
+(mtx, csv) is held in memory as sparse counts. Nothing is unpickled.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anndata
@@ -20,8 +21,9 @@ from scipy import sparse
 
 from cell_ranger import read_10x_h5, read_10x_mtx
 from count_checks import as_counts, check_shape, clean_names, reading, warn_if_transposed
-from dense_formats import read_loom, read_table
+from dense_formats import BLOCK_VALUES, read_loom, read_table
 from job import InputError
+from omics_vae.counts import BLOCK_ROWS, StoredMatrix
 
 FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
 FOLDERS = ("10x_mtx", "zarr")
@@ -45,14 +47,54 @@ VAR_COLUMNS = {
 }
 
 
-def read_counts(
+@dataclass(frozen=True)
+class SampleFile:
+    """The chosen matrix of a sample's file, with its cells and genes."""
+
+    path: Path
+    format: str
+    obs: pd.DataFrame  # the columns of the file; index: unique cell names
+    var: pd.DataFrame  # gene_id where the file has ids; index: unique gene names
+    dropped_features: dict[str, int]  # number of features of each type not kept
+    warnings: list[str]
+    _matrix: object = field(repr=False)  # (cells, all features); rows by a slice
+    _keep: np.ndarray = field(repr=False)  # (all features,) bool
+
+    def blocks(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """All cells in their order, some at a time: CSR int32 counts (cells, genes), checked.
+
+        Raises InputError in one line that names the file, and cell and gene where possible.
+        """
+        n_cells, n_features = self._matrix.shape
+        is_dense = not (sparse.issparse(self._matrix) or isinstance(self._matrix, StoredMatrix))
+        size = max(1, BLOCK_VALUES // n_features) if is_dense else BLOCK_ROWS
+        for start in range(0, n_cells, size):
+            rows = slice(start, min(start + size, n_cells))
+            with reading(self.path):
+                block = self._matrix[rows]
+                if sparse.issparse(block):
+                    # Indices that point outside the matrix would crash the interpreter later on.
+                    block.check_format(full_check=True)
+            block = block if self._keep.all() else block[:, self._keep]
+            cells = self.obs.index[rows]
+            yield rows, as_counts(block, cells, self.var.index, str(self.path), self._mend)
+
+    def _mend(self) -> str:
+        return _whole_number_matrices(self.path, self.format)
+
+    def read(self) -> sparse.csr_matrix:
+        """All counts at once."""
+        return sparse.vstack([block for _, block in self.blocks()], format="csr")
+
+
+def open_counts(
     path: str | Path,
     format: str = "",
     matrix: str = "",
     genome: str = "",
     feature_type: str = "Gene Expression",
-) -> tuple[anndata.AnnData, dict]:
-    """Read the raw counts of one sample and check them.
+) -> SampleFile:
+    """Open the raw counts of one sample and check all but the values.
 
     Parameters
     ----------
@@ -61,18 +103,10 @@ def read_counts(
     feature_type
         Which features are kept where the file tells types.
 
-    Returns
-    -------
-    AnnData
-        X: CSR int32 counts (cells x genes). obs: the columns of the file, index: unique cell names.
-        var: ``gene_id`` where the file has ids, index: unique gene names.
-    dict
-        ``format``; ``dropped_features``: number of features of each type not kept; ``warnings``.
-
     Raises
     ------
     InputError
-        In one line that names the file, and cell and gene where possible.
+        In one line that names the file.
     """
     path = Path(path)
     format = _check_format(path, format)
@@ -80,21 +114,18 @@ def read_counts(
         raise InputError(f"{path}: a {format} file has one matrix; leave the column matrix empty")
     with reading(path):
         X, obs, var = _read(path, format, matrix, genome)
-        if sparse.issparse(X):
-            # Indices that point outside the matrix would crash the interpreter later on.
-            X.check_format(full_check=True)
+        if sparse.issparse(X) and X.format != "csr":
+            X.check_format(full_check=True) if X.format == "csc" else None
+            X = X.tocsr()
     var = _known_columns(var)
     check_shape(X.shape, len(obs), len(var), path)
     keep, dropped = _select_features(var, feature_type, genome, path)
-    if not keep.all():
-        X, var = X[:, keep], var[keep]
+    var = var[keep]
     cells, cell_warnings = clean_names(obs.index, "cell", path)
     genes, gene_warnings = clean_names(var.index, "gene", path)
-    counts = as_counts(X, cells, genes, str(path), lambda: _whole_number_matrices(path, format))
     var = var[[column for column in ("gene_id",) if column in var]].astype(str).set_axis(genes)
-    adata = anndata.AnnData(counts, obs=obs.set_axis(cells), var=var)
     warnings = cell_warnings + gene_warnings + warn_if_transposed(cells, path)
-    return adata, {"format": format, "dropped_features": dropped, "warnings": warnings}
+    return SampleFile(path, format, obs.set_axis(cells), var, dropped, warnings, X, keep)
 
 
 def tell_format(path: Path) -> str:
@@ -140,8 +171,7 @@ def _read(path: Path, format: str, matrix: str, genome: str):
         case "10x_mtx":
             return read_10x_mtx(path, genome)
         case "h5ad" | "zarr":
-            with _open(path, format) as store:
-                return _read_annotated(store, path, matrix)
+            return _read_annotated(_open(path, format), path, matrix)
         case "loom":
             return read_loom(path, matrix)
         case _:
@@ -195,13 +225,9 @@ def _known_columns(var: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-@contextmanager
-def _open(path: Path, format: str) -> Iterator[h5py.File | zarr.Group]:
-    if format == "zarr":
-        yield zarr.open_group(path, mode="r")
-    else:
-        with h5py.File(path, "r") as file:
-            yield file
+def _open(path: Path, format: str) -> h5py.File | zarr.Group:
+    """The store, which stays open as long as something of it is in use."""
+    return zarr.open_group(path, mode="r") if format == "zarr" else h5py.File(path, "r")
 
 
 def _read_annotated(store: h5py.File | zarr.Group, path: Path, matrix: str):
@@ -235,19 +261,32 @@ def _matrices(store: h5py.File | zarr.Group, path: Path) -> dict[str, Callable]:
         name: place for name, place in places.items() if name not in ("X", "raw")
     }
     return {
-        name: lambda at=at, var=var: tuple(read_elem(store[part]) for part in (at, "obs", var))
+        name: lambda at=at, var=var: (
+            _matrix(store[at]),
+            read_elem(store["obs"]),
+            read_elem(store[var]),
+        )
         for name, (at, var) in places.items()
         if at in store and store[at].attrs.get("encoding-type") != "null"
     }
+
+
+def _matrix(stored):
+    """A matrix of the store: left there where blocks of cells can be read, else in memory."""
+    encoding = stored.attrs.get("encoding-type")
+    if encoding == "csr_matrix":
+        return StoredMatrix(stored, stored.attrs["shape"])
+    return stored if encoding == "array" and stored.ndim == 2 else read_elem(stored)
 
 
 def _whole_number_matrices(path: Path, format: str) -> str:
     """What to do about fractions: the matrices of the file that hold whole numbers, if any."""
     names = []
     if format in ("h5ad", "zarr"):
-        with reading(path), _open(path, format) as store:
-            for name, read in _matrices(store, path).items():
-                X = read()[0]
+        with reading(path):
+            for name, read in _matrices(_open(path, format), path).items():
+                # The first cells tell counts from anything else.
+                X = read()[0][:BLOCK_ROWS]
                 values = X.data if sparse.issparse(X) else np.asarray(X)
                 if values.dtype.kind in "iuf" and (values >= 0).all() and (values % 1 == 0).all():
                     names.append(name)

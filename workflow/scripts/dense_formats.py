@@ -25,28 +25,31 @@ LOOM_GENES = ("Gene", "var_names")
 BLOCK_VALUES = 2**22
 
 
+class _ByGenes:
+    """A dense dataset of (genes, cells) as one of (cells, genes); rows by a slice."""
+
+    def __init__(self, dataset: h5py.Dataset):
+        self._dataset, self.shape = dataset, dataset.shape[::-1]
+
+    def __getitem__(self, cells: slice) -> np.ndarray:
+        return self._dataset[:, cells].T
+
+
 def read_loom(path: Path, matrix: str):
-    """Read a loom file (genes x cells) with h5py, in blocks of cells."""
-    with h5py.File(path, "r") as file:
-        if not {"matrix", "row_attrs", "col_attrs"} <= set(file):
-            raise InputError(f"{path}: is not a loom file; set the column format")
-        layers = sorted(file.get("layers", {}))
-        if matrix not in ("", "X", *layers):
-            raise InputError(
-                f"{path}: has no layer {matrix!r}; set the column matrix to one of: "
-                f"{', '.join(['X', *layers])}"
-            )
-        dataset = file["matrix"] if matrix in ("", "X") else file[f"layers/{matrix}"]
-        obs = _loom_names(file["col_attrs"], LOOM_CELLS, path)
-        var = _loom_names(file["row_attrs"], LOOM_GENES, path)
-        step = max(1, BLOCK_VALUES // max(1, dataset.shape[0]))
-        blocks = [
-            sparse.csr_matrix(dataset[:, start : start + step].T)
-            for start in range(0, dataset.shape[1], step)
-        ]
-        empty = sparse.csr_matrix((0, dataset.shape[0]))
-        X = sparse.vstack([empty, *blocks], format="csr")
-    return X, obs, var
+    """Open a loom file (genes x cells) with h5py; its counts stay there."""
+    file = h5py.File(path, "r")
+    if not {"matrix", "row_attrs", "col_attrs"} <= set(file):
+        raise InputError(f"{path}: is not a loom file; set the column format")
+    layers = sorted(file.get("layers", {}))
+    if matrix not in ("", "X", *layers):
+        raise InputError(
+            f"{path}: has no layer {matrix!r}; set the column matrix to one of: "
+            f"{', '.join(['X', *layers])}"
+        )
+    dataset = file["matrix"] if matrix in ("", "X") else file[f"layers/{matrix}"]
+    obs = _loom_names(file["col_attrs"], LOOM_CELLS, path)
+    var = _loom_names(file["row_attrs"], LOOM_GENES, path)
+    return _ByGenes(dataset), obs, var
 
 
 def _loom_names(attributes: h5py.Group, names: tuple[str, ...], path: Path) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from model_inputs import device_or_error
 from omics_vae.anomaly import conditional_p
 from omics_vae.inference import cell_elbo
 from omics_vae.model import VAE
+from stored_counts import counts_memory
 
 DEPTH_FIFTHS = 5
 NOMINAL = 0.05
@@ -213,7 +214,7 @@ if __name__ == "__main__":
         settings = params.settings
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        fits = read_fits(snakemake.input, params.folds)
+        fits = read_fits(snakemake.input, params.folds, counts_memory(snakemake))
         model, cells = fits[0]
         is_cross_fitted = params.folds[0] is not None
         if is_cross_fitted:

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from held_cells import Cells
+from omics_vae.counts import Counts
 from omics_vae.model import VAE
 
 NEIGHBOURS = 20
@@ -95,7 +96,7 @@ def thin(counts: sp.csr_matrix, share: np.ndarray, rng: np.random.Generator) -> 
     return kept
 
 
-def total(counts: sp.csr_matrix) -> np.ndarray:
+def total(counts: Counts | sp.csr_matrix) -> np.ndarray:
     """Total count of each cell (cells,) float64."""
     return np.asarray(counts.sum(1), dtype=np.float64).ravel()
 
@@ -107,7 +108,7 @@ class Neighbourhood:
         """``scale`` (latent,): distances are counted in it."""
         self.scale, self.k = scale, min(NEIGHBOURS, len(cells))
         self._tree = cKDTree(cells.latent / scale)
-        self._shares = sp.diags_array(1.0 / total(cells.counts)) @ cells.counts
+        self._shares = sp.diags_array(1.0 / total(cells.counts)) @ cells.counts[:]
 
     def nearest(self, latent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances and positions of the nearest, near to far, each (cells, neighbours)."""
@@ -157,7 +158,7 @@ def compare(cells: Cells, singlets: Cells, doublets: Cells) -> Comparison:
     """
     scale = np.maximum(singlets.latent.std(0), 1e-6)
     of_singlets, of_doublets = Neighbourhood(singlets, scale), Neighbourhood(doublets, scale)
-    overall = np.asarray(singlets.counts.sum(0), dtype=np.float64).ravel() + 0.5
+    overall = singlets.counts.sum(0) + 0.5
     overall /= overall.sum()
     to_singlets, near_singlets = of_singlets.nearest(cells.latent)
     to_doublets, near_doublets = of_doublets.nearest(cells.latent)

@@ -5,13 +5,14 @@ import torch
 from job import job, write_parquet
 from model_inputs import device_or_error, latent_table, read_fit
 from omics_vae.inference import embed, refine
+from stored_counts import counts_memory
 
 if __name__ == "__main__":
     with job(snakemake) as log:
         params = snakemake.params
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        model, inputs = read_fit(snakemake.input)
+        model, inputs = read_fit(snakemake.input, counts_memory(snakemake))
         if params.refine:
             steps, rate = params.refine["steps"], params.refine["learning_rate"]
             found = refine(model, inputs.data, device, steps, rate, seed=params.seed).embedding

@@ -26,9 +26,9 @@ PENALTY = 0.01  # sklearn's C: small, so that chance differences are smoothed aw
 CELLS = 20_000  # that the components and the classifier are fitted on, at most, of each side
 
 
-def log_profiles(counts: sp.csr_matrix, size: np.ndarray) -> sp.csr_matrix:
-    """log(1 + counts at the median library size) (cells, genes)."""
-    profiles = sp.csr_matrix(sp.diags(np.median(size) / size) @ counts, dtype=np.float64)
+def log_profiles(counts: sp.csr_matrix, size: np.ndarray, common: float) -> sp.csr_matrix:
+    """log(1 + counts at the library size ``common``) (cells, genes)."""
+    profiles = sp.csr_matrix(sp.diags(common / size) @ counts, dtype=np.float64)
     profiles.data = np.log1p(profiles.data)
     return profiles
 
@@ -40,18 +40,25 @@ def enrichment(train: Cells, held_out: Cells, seed: int) -> np.ndarray:
     included, and on radial functions of them. What covariates of the model explain in the training
     cells is taken off first, so that a known batch is no group. Both sides weigh the same.
     """
-    n_train = len(train)
-    profiles = log_profiles(
-        sp.vstack([train.counts, held_out.counts], format="csr"),
-        np.concatenate([train.size, held_out.size]),
+    sides, n_train = (train, held_out), len(train)
+    size = np.concatenate([cells.size for cells in sides])
+    median, rng = float(np.median(size)), np.random.default_rng(seed)
+    chosen = [
+        np.sort(rng.permutation(n)[:CELLS]) if n > CELLS else np.arange(n)
+        for n in (n_train, len(held_out))
+    ]
+    read = [cells.counts[cells_of] for cells, cells_of in zip(sides, chosen, strict=True)]
+    fitted = np.concatenate([chosen[0], n_train + chosen[1]])
+    profiles = log_profiles(sp.vstack(read, format="csr"), size[fitted], median)
+    components = TruncatedSVD(min(COMPONENTS, profiles.shape[1] - 1), random_state=seed)
+    components.fit(profiles)
+    place = np.concatenate(
+        [
+            components.transform(log_profiles(x, cells.size[rows], median))
+            for cells in sides
+            for rows, x in cells.counts.blocks()
+        ]
     )
-    rng = np.random.default_rng(seed)
-    sides = np.arange(n_train), np.arange(n_train, profiles.shape[0])
-    fitted = np.concatenate(
-        [np.sort(rng.permutation(side)[:CELLS]) if len(side) > CELLS else side for side in sides]
-    )
-    components = min(COMPONENTS, profiles.shape[1] - 1)
-    place = TruncatedSVD(components, random_state=seed).fit(profiles[fitted]).transform(profiles)
     place = _without_covariates(place, train, held_out)
     place = StandardScaler().fit(place[fitted]).transform(place)
     radial = Nystroem(gamma=WIDTH, n_components=min(LANDMARKS, len(fitted)), random_state=seed).fit(

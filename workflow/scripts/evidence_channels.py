@@ -69,7 +69,7 @@ def mitochondrial_channel(cells: Cells) -> np.ndarray | None:
     is_mitochondrial = [bool(GENE_SETS["pct_mito"].match(gene)) for gene in cells.genes]
     if not any(is_mitochondrial):
         return None
-    counts = np.asarray(cells.counts[:, np.flatnonzero(is_mitochondrial)].sum(1)).ravel()
+    counts = cells.counts.of_genes(np.flatnonzero(is_mitochondrial)).sum(1)
     return np.log(counts / cells.size + LEAST_SHARE)
 
 

@@ -28,6 +28,7 @@ from patterns import (
     sum_genes,
 )
 from reference_profile import Reference, ReferenceProfile, some_of
+from stored_counts import counts_memory
 from technical_causes import (
     EVIDENCE,
     NONE_FOUND,
@@ -225,7 +226,7 @@ if __name__ == "__main__":
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(snakemake.params.device)
         # Without a query the first fold's model explains the flagged cells of all folds.
-        [(model, cells)] = read_fits(source, snakemake.params.folds)
+        [(model, cells)] = read_fits(source, snakemake.params.folds, counts_memory(snakemake))
         verdict = pd.read_parquet(source.cells)
         hits = pd.read_parquet(source.genes, columns=["cell_id"])
         doublets = read_doublets(source.doublets)

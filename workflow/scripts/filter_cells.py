@@ -7,13 +7,13 @@ conformal p-values later lean on (exchangeability).
 
 from dataclasses import dataclass
 
-import anndata
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from gene_sets import GENE_SETS
-from job import InputError, job, write_h5ad, write_json, write_parquet, write_tsv
+from job import InputError, job, write_json, write_parquet, write_tsv
+from omics_vae.counts import Counts
+from stored_counts import CountFile
 
 QUANTITIES = ["total_counts", "n_genes", *GENE_SETS]
 
@@ -64,7 +64,7 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.4g}"
 
 
-def qc_metrics(counts: sparse.csr_matrix, genes: pd.Index) -> pd.DataFrame:
+def qc_metrics(counts: Counts, genes: pd.Index) -> pd.DataFrame:
     """QC quantities of each cell, from all genes of the sample.
 
     Parameters
@@ -77,16 +77,17 @@ def qc_metrics(counts: sparse.csr_matrix, genes: pd.Index) -> pd.DataFrame:
     total_counts, n_genes (genes with a count), and pct_mito, pct_ribo, pct_hb in percent of
     total_counts (NaN for an empty cell, and for all cells where no gene has such a name).
     """
-    total = np.asarray(counts.sum(axis=1)).ravel().astype(np.int64)
-    metrics = {
-        "total_counts": total,
-        "n_genes": np.asarray((counts > 0).sum(axis=1)).ravel().astype(np.int64),
-    }
-    for name, pattern in GENE_SETS.items():
-        in_set = np.array([bool(pattern.match(gene)) for gene in genes], dtype=bool)
-        part = 100.0 * np.asarray(counts[:, in_set].sum(axis=1)).ravel()
-        known = (total > 0) & in_set.any()
-        metrics[name] = np.divide(part, total, out=np.full(len(total), np.nan), where=known)
+    in_set = np.array([[bool(p.match(gene)) for gene in genes] for p in GENE_SETS.values()]).T
+    parts = [
+        np.column_stack([x.sum(1), np.diff(x.indptr), x @ in_set.astype(np.int64)])
+        for _, x in counts.blocks()
+    ]
+    values = np.concatenate([np.empty((0, 2 + len(GENE_SETS)), np.int64), *map(np.asarray, parts)])
+    total = values[:, 0]
+    metrics = {"total_counts": total, "n_genes": values[:, 1]}
+    for name, part, of_set in zip(GENE_SETS, values[:, 2:].T, in_set.T, strict=True):
+        known = (total > 0) & of_set.any()
+        metrics[name] = np.divide(100.0 * part, total, out=np.full(len(total), np.nan), where=known)
     return pd.DataFrame(metrics)
 
 
@@ -178,26 +179,26 @@ def effective_limits(limits: list[Limit]) -> dict[str, dict]:
 
 
 def filter_cells(
-    counts: anndata.AnnData, sample: str, settings: dict
-) -> tuple[anndata.AnnData, pd.DataFrame, dict]:
+    file: CountFile, sample: str, settings: dict
+) -> tuple[CountFile, pd.DataFrame, dict]:
     """The kept cells, the QC table of every cell, and the summary.
 
     Raises
     ------
     InputError: the sample has no cells, or none is left; says which limit dropped how many.
     """
-    metrics = qc_metrics(counts.X, counts.var_names)
+    metrics = qc_metrics(file.counts, file.var.index)
     limits = fixed_limits(settings) + robust_limits(metrics, settings["n_mads"])
     reasons, used = judge_cells(metrics, limits)
     kept = reasons == ""
     if not kept.any():
-        raise InputError(_nothing_left(sample, counts.n_obs, used))
+        raise InputError(_nothing_left(sample, len(file.obs), used))
 
-    table = pd.DataFrame({"cell": counts.obs_names.astype(str), "sample": sample})
-    table["role"] = counts.obs["role"].astype(str).to_numpy()
+    table = pd.DataFrame({"cell": file.obs.index.astype(str), "sample": sample})
+    table["role"] = file.obs["role"].astype(str).to_numpy()
     table = pd.concat([table, metrics], axis=1).assign(kept=kept, reasons=reasons)
 
-    filtered = counts[kept].copy()
+    filtered = file.take(kept)
     for quantity in QUANTITIES:
         filtered.obs[quantity] = metrics[quantity].to_numpy()[kept]
     roles = table.groupby("role", sort=True)["kept"].agg(n_cells="size", n_kept="sum")
@@ -256,11 +257,11 @@ def _warnings(
 
 if __name__ == "__main__":
     with job(snakemake) as log:
-        sample_counts = anndata.read_h5ad(snakemake.input.counts)
+        file = CountFile.open(snakemake.input.counts)
         filtered, table, summary = filter_cells(
-            sample_counts, snakemake.wildcards.sample, snakemake.params.limits
+            file, snakemake.wildcards.sample, snakemake.params.limits
         )
-        write_h5ad(filtered, snakemake.output.counts)
+        filtered.write(snakemake.output.counts)
         write_parquet(table, snakemake.output.qc)
         write_tsv(table[~table["kept"]], snakemake.output.dropped)
         write_json(summary, snakemake.output.summary)

@@ -8,8 +8,9 @@ from difflib import get_close_matches
 import numpy as np
 import pandas as pd
 
-from count_formats import read_counts
-from job import InputError, job, write_h5ad, write_json
+from count_formats import SampleFile, open_counts
+from job import InputError, job, write_json
+from stored_counts import write_h5ad
 
 ROLES = ("reference", "query")
 # Columns of the sample table that say where and how the counts lie, not what the cells are.
@@ -174,50 +175,50 @@ def _listed(names, most: int = 10) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "") or "nothing"
 
 
-def import_counts(path: str, row: dict[str, str], feature_type: str):
-    """One sample as AnnData (raw counts, obs as :func:`describe_cells` says) and its summary."""
-    adata, notes = read_counts(
-        path,
-        row.get("format", ""),
-        row.get("matrix", ""),
-        row.get("genome", ""),
-        feature_type,
-    )
-    obs, has_role, warnings = describe_cells(adata.obs, row, path)
-    n_cells, n_left_out = adata.n_obs, int((~has_role).sum())
+def describe_sample(file: SampleFile, row: dict[str, str]) -> tuple[pd.DataFrame, np.ndarray, dict]:
+    """obs and which cells have a role, as :func:`describe_cells` says, and the summary."""
+    obs, has_role, warnings = describe_cells(file.obs, row, str(file.path))
+    n_cells, n_left_out = len(file.obs), int((~has_role).sum())
     if n_left_out:
         warnings.append(
             f"{row['sample']}: {n_left_out} of {n_cells} cells have no role in the obs column "
             f"{row['role'].removeprefix(FROM_OBS)!r} and were left out; write reference or query "
             "there if they should take part"
         )
-    adata = adata if has_role.all() else adata[has_role].copy()
-    adata.obs = obs
     n_by_role = obs["role"].value_counts()
     summary = {
         "sample": row["sample"],
         "path": row["path"],
-        "format": notes["format"],
+        "format": file.format,
         "n_cells": n_cells,
-        "n_genes": adata.n_vars,
+        "n_genes": len(file.var),
         "n_cells_by_role": {role: int(n_by_role.get(role, 0)) for role in ROLES},
         "n_cells_without_role": n_left_out,
-        "dropped_features": notes["dropped_features"],
-        "warnings": notes["warnings"] + warnings,
+        "dropped_features": file.dropped_features,
+        "warnings": file.warnings + warnings,
     }
-    return adata, summary
+    return obs, has_role, summary
+
+
+def import_counts(path: str, row: dict[str, str], feature_type: str, output: str) -> dict:
+    """Write one sample's raw counts to ``output``; returns the summary."""
+    asked = (row.get(name, "") for name in ("format", "matrix", "genome"))
+    file = open_counts(path, *asked, feature_type)
+    obs, has_role, summary = describe_sample(file, row)
+    blocks = (block[has_role[rows]] for rows, block in file.blocks())
+    write_h5ad(output, {"X": blocks}, {"obs": obs, "var": file.var})
+    return summary
 
 
 if __name__ == "__main__":
     with job(snakemake) as log:
-        adata, summary = import_counts(
-            str(snakemake.input.counts), dict(snakemake.params.row), snakemake.params.feature_type
-        )
+        source, output = snakemake.input.counts, snakemake.output
+        row, feature_type = dict(snakemake.params.row), snakemake.params.feature_type
+        summary = import_counts(str(source), row, feature_type, output.counts)
         log.info(
             "%s: %d cells, %d genes (%s)",
             *(summary[key] for key in ("sample", "n_cells", "n_genes", "format")),
         )
         for warning in summary["warnings"]:
             log.warning(warning)
-        write_h5ad(adata, snakemake.output.counts)
-        write_json(summary, snakemake.output.summary)
+        write_json(summary, output.summary)

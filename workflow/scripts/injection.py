@@ -43,7 +43,7 @@ def inject_gene(z: float) -> Callable:
 
     def make(cells: Cells, model: VAE, device, rng: np.random.Generator) -> sp.csr_matrix:
         mean, sd = expected_counts(model, cells, device)
-        counts = cells.counts.tolil()
+        counts = cells.counts[:].tolil()
         for cell in range(len(cells)):
             usual = np.flatnonzero(mean[cell] >= LEAST_EXPECTED)
             gene = int(rng.choice(usual)) if len(usual) else int(mean[cell].argmax())
@@ -67,7 +67,7 @@ def inject_program(n_genes: int) -> Callable:
             usual = np.argsort(-mean.mean(0), kind="stable")[:n_genes]
         program = rng.choice(usual, min(n_genes, len(usual)), replace=False)
         more = rng.poisson((PROGRAM_FOLD - 1.0) * mean[:, program])
-        counts = cells.counts.tolil()
+        counts = cells.counts[:].tolil()
         at = cells.in_model[program]
         counts[:, at] = counts[:, at].toarray() + more
         return counts.tocsr()
@@ -79,14 +79,14 @@ def inject_doublets(cells: Cells, model: VAE, device, rng: np.random.Generator) 
     """Each cell together with another of them and of its sample, at the depth of the one."""
     sample = np.unique(cells.obs["sample"].astype(str), return_inverse=True)[1]
     first = np.arange(len(cells))
-    both = (cells.counts + cells.counts[partners(sample, first, rng)]).tocsr()
+    both = (cells.counts[:] + cells.counts[partners(sample, first, rng)]).tocsr()
     return thin(both, total(cells.counts) / total(both), rng)
 
 
 def inject_ambient(cells: Cells, model: VAE, device, rng: np.random.Generator) -> sp.csr_matrix:
     """Half of the counts of each cell are replaced by draws from the profile of these cells."""
-    kept = thin(cells.counts, np.full(len(cells), 1.0 - AMBIENT_SHARE), rng)
-    soup = np.asarray(cells.counts.sum(0), dtype=np.float64).ravel()
+    kept = thin(cells.counts[:], np.full(len(cells), 1.0 - AMBIENT_SHARE), rng)
+    soup = cells.counts.sum(0)
     lost = (total(cells.counts) - total(kept)).astype(np.int64)
     drawn = rng.multinomial(lost, soup / soup.sum())
     return (kept + sp.csr_matrix(drawn.astype(kept.dtype))).tocsr()
@@ -106,7 +106,7 @@ def put_into(
 ) -> Cells:
     """``cells`` with those ``chosen`` (positions) turned into anomalies of a kind."""
     some = cells.take(chosen)
-    changed = kind.make(some, model, device, rng).astype(cells.counts.dtype)
+    changed = kind.make(some, model, device, rng).astype(np.int32)
     place = np.arange(len(cells))
     place[chosen] = len(cells) + np.arange(len(chosen))
     # The others stay what they were, to the last digit.

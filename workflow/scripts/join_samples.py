@@ -1,14 +1,17 @@
 """Join the samples' counts on the genes they share."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations
 
-import anndata
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from job import InputError
+from omics_vae.counts import Counts
+from stored_counts import CountFile
 
 ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(?:\.\d+)?$")
 VERSION = re.compile(r"\.\d+$")
@@ -17,7 +20,38 @@ VERSION = re.compile(r"\.\d+$")
 MIN_SHARED, FEW_SHARED = 0.5, 0.8
 
 
-def join_samples(samples: list[anndata.AnnData]) -> tuple[anndata.AnnData, dict, list[str]]:
+@dataclass(frozen=True)
+class JoinedCounts:
+    """The counts of several samples, one after the other, in the same genes."""
+
+    parts: list[Counts]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(len(part) for part in self.parts), self.parts[0].shape[1]
+
+    def take(self, kept: np.ndarray) -> "JoinedCounts":
+        """Cells of a boolean mask."""
+        ends = np.cumsum([len(part) for part in self.parts])[:-1]
+        masks = np.split(kept, ends)
+        return JoinedCounts([p.take(mask) for p, mask in zip(self.parts, masks, strict=True)])
+
+    def of_genes(self, genes: np.ndarray) -> "JoinedCounts":
+        """Some genes: positions or a boolean mask."""
+        return JoinedCounts([part.of_genes(genes) for part in self.parts])
+
+    def blocks(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """All cells in their order, some at a time."""
+        start = 0
+        for part in self.parts:
+            for rows, block in part.blocks():
+                yield slice(start + rows.start, start + rows.stop), block
+            start += len(part)
+
+
+def join_samples(
+    samples: list[CountFile],
+) -> tuple[JoinedCounts, pd.DataFrame, pd.DataFrame, dict, list[str]]:
     """All cells of all samples over the genes shared by all of them.
 
     Parameters
@@ -26,8 +60,8 @@ def join_samples(samples: list[anndata.AnnData]) -> tuple[anndata.AnnData, dict,
 
     Returns
     -------
-    joined: X CSR int32; rows in the order of the samples, genes in the order of the first; obs
-        index = cell_id, obs.cell the input's name.
+    counts: rows in the order of the samples, genes in the order of the first.
+    obs: index cell_id, ``cell`` the input's name. var: gene_id where a sample has ids.
     lost: for each sample its genes that another sample lacks (their number).
     warnings: one line each.
 
@@ -36,8 +70,15 @@ def join_samples(samples: list[anndata.AnnData]) -> tuple[anndata.AnnData, dict,
     InputError: fewer than half of the smallest sample's genes are shared; an ambiguous cell id.
     """
     names = [str(sample.obs["sample"].iloc[0]) for sample in samples]
-    genes = _shared_genes(names, [sample.var_names for sample in samples])
-    X = sparse.vstack([sample[:, genes].X for sample in samples], format="csr", dtype=np.int32)
+    genes = _shared_genes(names, [sample.var.index for sample in samples])
+    counts = JoinedCounts(
+        [
+            sample.counts
+            if sample.var.index.equals(genes)
+            else sample.counts.of_genes(sample.var.index.get_indexer(genes))
+            for sample in samples
+        ]
+    )
     obs = pd.concat([sample.obs.rename_axis("cell").reset_index() for sample in samples])
     obs.index = cell_ids(obs["cell"].to_numpy(dtype=str), obs["sample"].to_numpy(dtype=str))
     obs = obs.apply(_one_type)
@@ -47,15 +88,15 @@ def join_samples(samples: list[anndata.AnnData]) -> tuple[anndata.AnnData, dict,
     if with_ids:
         var["gene_id"] = with_ids[0].var.loc[genes, "gene_id"].astype(str).to_numpy()
 
-    lost = {name: s.n_vars - len(genes) for name, s in zip(names, samples, strict=True)}
-    smallest = min(sample.n_vars for sample in samples)
+    n_genes = [len(sample.var) for sample in samples]
+    lost = {name: n - len(genes) for name, n in zip(names, n_genes, strict=True)}
     warnings = []
-    if len(genes) < FEW_SHARED * smallest:
+    if len(genes) < FEW_SHARED * min(n_genes):
         warnings.append(
-            f"only {len(genes)} genes are shared by all samples (the smallest has {smallest}); "
-            "check that all were counted with the same annotation"
+            f"only {len(genes)} genes are shared by all samples (the smallest has "
+            f"{min(n_genes)}); check that all were counted with the same annotation"
         )
-    return anndata.AnnData(X, obs=obs, var=var), lost, warnings
+    return counts, obs, var, lost, warnings
 
 
 def cell_ids(cells: np.ndarray, samples: np.ndarray) -> pd.Index:

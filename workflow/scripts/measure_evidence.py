@@ -11,6 +11,7 @@ import torch
 from job import job, write_json, write_parquet, write_tsv
 from model_inputs import device_or_error, read_fit
 from omics_vae.inference import importance_weighted_evidence, refine
+from stored_counts import counts_memory
 
 SPLITS = ("validation", "calibration", "query")
 LARGE_GAP = 2.0  # nats a cell: an encoder that loses more is worth refining
@@ -53,7 +54,7 @@ if __name__ == "__main__":
         params, settings = snakemake.params, snakemake.params.refine
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        model, inputs = read_fit(snakemake.input)
+        model, inputs = read_fit(snakemake.input, counts_memory(snakemake))
         split = inputs.cells["split"].astype(str).to_numpy()
         chosen = choose_cells(split, params.evidence["cells"], params.seed)
         data, obs = inputs.data.take(chosen), inputs.cells.iloc[chosen]

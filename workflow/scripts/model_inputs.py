@@ -5,25 +5,24 @@ Shared by the model's rules.
 
 from dataclasses import dataclass, replace
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from design import Design
 from job import InputError
 from omics_vae.data import CountData, choose_device
 from omics_vae.inference import Embedding
 from omics_vae.model import VAE, load_model
+from stored_counts import CountFile
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """All cells in the order of counts.h5ad."""
+    """All cells in the order of model_counts.h5ad."""
 
     data: CountData  # the model's genes only
     genes: list[str]
-    cells: pd.DataFrame  # obs of counts.h5ad, index cell_id
+    cells: pd.DataFrame  # obs of model_counts.h5ad, index cell_id
 
     def split(self, name: str) -> CountData:
         """The cells of one split: train, validation, calibration or query."""
@@ -65,21 +64,19 @@ def hold_out(
 
 
 def read_model_inputs(
-    counts: str, library_size: str, fold: int | None = None, held: str = ""
+    counts: str, library_size: str, memory: float, fold: int | None = None, held: str = ""
 ) -> ModelInputs:
-    """Read preprocess/counts.h5ad and library_size/library_size.parquet.
+    """Read preprocess/model_counts.h5ad and library_size/library_size.parquet.
 
-    ``fold`` and ``held``, a table of cell_id, are not for training (:func:`hold_out`).
+    Counts of more than ``memory`` bytes stay in the file. ``fold`` and ``held``, a table of
+    cell_id, are not for training (:func:`hold_out`).
     """
-    adata = ad.read_h5ad(counts)
-    selected = np.flatnonzero(adata.var["selected"].to_numpy())
-    sizes = read_library_size(library_size, adata.obs_names)
+    file = CountFile.open(counts, memory)
+    sizes = read_library_size(library_size, file.obs.index)
     return ModelInputs(
-        data=CountData(
-            sp.csr_matrix(adata.X)[:, selected], sizes["log_offset"].to_numpy(np.float64)
-        ),
-        genes=adata.var_names[selected].tolist(),
-        cells=hold_out(adata.obs, fold, pd.read_parquet(held)["cell_id"] if held else None),
+        data=CountData(file.counts, sizes["log_offset"].to_numpy(np.float64)),
+        genes=file.var.index.tolist(),
+        cells=hold_out(file.obs, fold, pd.read_parquet(held)["cell_id"] if held else None),
     )
 
 
@@ -94,10 +91,10 @@ def read_model(weights: str, description: str, inputs: ModelInputs) -> tuple[VAE
     return model, inputs.with_design(Design(**content["design"]))
 
 
-def read_fit(files, fold: int | None = None) -> tuple[VAE, ModelInputs]:
+def read_fit(files, memory: float, fold: int | None = None) -> tuple[VAE, ModelInputs]:
     """The model and the cells that a rule's input ``files`` name."""
     held = files.get("held") or ""
-    inputs = read_model_inputs(files.counts, files.library_size, fold, held)
+    inputs = read_model_inputs(files.counts, files.library_size, memory, fold, held)
     return read_model(files.weights, files.description, inputs)
 
 

@@ -12,6 +12,7 @@ from model_inputs import device_or_error, read_fit
 from omics_vae.inference import CellElbo, cell_elbo
 from omics_vae.pruning import EVIDENCE_DRAWS, Evidence, cut_model, gather_evidence
 from omics_vae.training import remove_checkpoint
+from stored_counts import counts_memory
 from train_vae import run_training, training_plan, write_model
 
 
@@ -99,7 +100,7 @@ if __name__ == "__main__":
         params, settings = snakemake.params, snakemake.params.settings
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        model, inputs = read_fit(snakemake.input, params.fold)
+        model, inputs = read_fit(snakemake.input, counts_memory(snakemake), params.fold)
         design = Design(**read_json(snakemake.input.description)["design"])
         validation = inputs.split("validation")
         evidence = gather_evidence(model, validation, device)

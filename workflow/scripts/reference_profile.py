@@ -16,6 +16,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from held_cells import Cells
+from omics_vae.anomaly import pooled_rates
 from omics_vae.inference import decoded
 from omics_vae.likelihoods import Likelihood, NegativeBinomial
 from omics_vae.model import VAE
@@ -67,8 +68,7 @@ class ReferenceProfile:
         """
         n_groups = len(groups.names)
         mean = np.stack([reference.latent[groups.code == k].mean(0) for k in range(n_groups)])
-        total = np.asarray(reference.counts.sum(0), dtype=np.float64).ravel()
-        rates = (total + 0.5) / reference.size.sum()
+        rates = pooled_rates(reference.counts, reference.size)
         used = np.flatnonzero(groups.code >= 0)
         if len(used) > PROFILE_CELLS:
             rng = np.random.default_rng(seed)

@@ -19,6 +19,7 @@ from job import job, write_json, write_parquet
 from model_inputs import device_or_error
 from omics_vae.model import VAE
 from reference_groups import reference_groups
+from stored_counts import counts_memory
 
 MAX_REFERENCE = 5000  # a classifier of a few dozen coefficients gains nothing from more
 BINS = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -40,7 +41,7 @@ def choose_reference(cells: Cells, seed: int) -> tuple[Cells, np.ndarray]:
     if len(chosen) > MAX_REFERENCE:
         rng = np.random.default_rng(seed)
         chosen = chosen[np.sort(rng.choice(len(chosen), MAX_REFERENCE, replace=False))]
-    return reference.take(chosen), np.array(found.names, dtype=object)[code[chosen]]
+    return reference.take(chosen).in_memory(), np.array(found.names, dtype=object)[code[chosen]]
 
 
 def parents(groups: np.ndarray, doublets: Doublets, near: np.ndarray) -> pd.DataFrame:
@@ -160,7 +161,7 @@ if __name__ == "__main__":
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
         rate = params.settings["rate"]
-        fits = read_fits(snakemake.input, params.folds)
+        fits = read_fits(snakemake.input, params.folds, counts_memory(snakemake))
         found = [score_fit(model, cells, rate, params.seed, device) for model, cells in fits]
         table = pd.concat([part for part, _, _ in found], ignore_index=True)
         # Without a query every fold has a classifier of its own, alike; the first one is reported.

@@ -27,6 +27,7 @@ from omics_vae import anomaly
 from omics_vae.inference import decoded
 from omics_vae.likelihoods import NegativeBinomial
 from omics_vae.model import VAE
+from stored_counts import counts_memory
 
 HIT_COLUMNS = [
     *("cell_id", "gene", "observed", "expected", "log2_fold_change", "z_score"),
@@ -271,7 +272,7 @@ if __name__ == "__main__":
         settings, is_bulk = params.settings, params.observations == "samples"
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
-        fits = read_fits(snakemake.input, params.folds)
+        fits = read_fits(snakemake.input, params.folds, counts_memory(snakemake))
         verdict = pd.read_parquet(snakemake.input.cells)
         found = []
         write_atomically(

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from held_cells import Cells
+from omics_vae.counts import Counts
 from reference_profile import Reference, ReferenceProfile
 
 # The limit of the literature's quality control, 3 MAD (McCarthy et al. 2017,
@@ -73,11 +74,11 @@ def robust_z(
     return np.nan_to_num(z), middle
 
 
-def traits(counts: sp.csr_matrix, obs: pd.DataFrame, genes: pd.Index) -> dict[str, np.ndarray]:
+def traits(counts: Counts, obs: pd.DataFrame, genes: pd.Index) -> dict[str, np.ndarray]:
     """log total count; % of counts in mitochondrial and in dissociation genes (cells,)."""
     stress = np.flatnonzero(genes.astype(str).str.upper().isin(STRESS_GENES))
-    total = np.maximum(np.asarray(counts.sum(1), dtype=np.float64).ravel(), 1.0)
-    in_stress = np.asarray(counts[:, stress].sum(1), dtype=np.float64).ravel()
+    total = np.maximum(counts.sum(1), 1.0)
+    in_stress = counts.of_genes(stress).sum(1)
     unknown = pd.Series(np.nan, index=obs.index)
     return {
         "depth": np.log(total),
@@ -86,17 +87,19 @@ def traits(counts: sp.csr_matrix, obs: pd.DataFrame, genes: pd.Index) -> dict[st
     }
 
 
-def ambient_profiles(counts: sp.csr_matrix, sample: np.ndarray) -> dict[str, np.ndarray]:
-    """The shares of the genes over all given cells of each sample.
+def ambient_profiles(counts: Counts, sample: np.ndarray) -> dict[str, np.ndarray]:
+    """The shares of the genes over all given cells of each sample, and of all under "".
 
     For what floats in a droplet beside its cell. Give it the cells that are not flagged: with them,
     a new type that makes up a tenth of the sample would explain itself.
     """
-    profiles = {}
-    for name in np.unique(sample):
-        total = np.asarray(counts[sample == name].sum(0), dtype=np.float64).ravel() + 1e-3
-        profiles[name] = total / total.sum()
-    return profiles
+    names, code = np.unique(sample, return_inverse=True)
+    total = np.zeros((len(names), counts.shape[1]))
+    for rows, x in counts.blocks():
+        of_cells = np.ones(x.shape[0]), (code[rows], np.arange(x.shape[0]))
+        total += (sp.csr_matrix(of_cells, (len(names), x.shape[0])) @ x).toarray()
+    totals = dict(zip(names, total, strict=True)) | {"": total.sum(0)}
+    return {name: (of_one + 1e-3) / (of_one + 1e-3).sum() for name, of_one in totals.items()}
 
 
 def fit_ambient(
@@ -134,12 +137,11 @@ def ambient_evidence(
     ``rest``: the cells whose mean profile is ambient, sample by sample.
     """
     profiles = ambient_profiles(rest.counts, rest.obs["sample"].astype(str).to_numpy())
-    everywhere = ambient_profiles(rest.counts, np.full(len(rest), "all"))["all"]
     sample, parts = cells.obs["sample"].astype(str), [np.zeros((3, 0))]
     for start in range(0, len(cells), CHUNK):
         chunk = slice(start, start + CHUNK)
         # A sample all of whose cells are flagged has no profile of its own.
-        ambient = np.stack([profiles.get(name, everywhere) for name in sample.iloc[chunk]])
+        ambient = np.stack([profiles.get(name, profiles[""]) for name in sample.iloc[chunk]])
         normal, counts = profile.share[group[chunk]], cells.counts[chunk]
         share, gain = fit_ambient(counts, normal, ambient)
         x = counts.toarray().astype(np.float64)

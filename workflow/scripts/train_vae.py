@@ -25,6 +25,7 @@ from omics_vae.initialisation import start_from
 from omics_vae.model import VAE, Architecture, save_model
 from omics_vae.pruning import EVIDENCE_DRAWS, signal_axes
 from omics_vae.training import Progress, TrainingPlan, remove_checkpoint, train
+from stored_counts import counts_memory
 
 ARCHITECTURE = (
     "n_latent",
@@ -53,6 +54,7 @@ PLAN = (
     "kl_cycles",
     "free_bits",
     "validation_interval",
+    "validation_cells",
     "patience",
     "min_improvement",
     "checkpoint_seconds",
@@ -228,6 +230,7 @@ if __name__ == "__main__":
         inputs = read_model_inputs(
             snakemake.input.counts,
             snakemake.input.library_size,
+            counts_memory(snakemake),
             params.fold,
             snakemake.input.get("held") or "",
         )

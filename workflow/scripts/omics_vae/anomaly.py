@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from scipy.special import gammaln
 from scipy.stats import rankdata
 
+from omics_vae.counts import Counts
 from omics_vae.likelihoods import SMALLEST_P, Likelihood
 
 # Standardisation is not trusted to extrapolate: beyond so many SD of log depth it stays constant.
@@ -51,7 +52,7 @@ def residual_channels(
     }
 
 
-def pooled_rates(counts: sp.csr_matrix, library_size: np.ndarray) -> np.ndarray:
+def pooled_rates(counts: Counts | sp.csr_matrix, library_size: np.ndarray) -> np.ndarray:
     """Expected counts of each gene per unit of library size, pooled over reference cells (genes,).
 
     Half a count is added, so that a gene never seen has a small rate and not none.
@@ -60,7 +61,7 @@ def pooled_rates(counts: sp.csr_matrix, library_size: np.ndarray) -> np.ndarray:
 
 
 def unseen_genes_channel(
-    counts: sp.csr_matrix, library_size: np.ndarray, rates: np.ndarray, median_size: float
+    counts: Counts | sp.csr_matrix, library_size: np.ndarray, rates: np.ndarray, median_size: float
 ) -> np.ndarray | None:
     """Counts in genes that the reference hardly shows, against their expectation (cells,).
 
@@ -70,7 +71,7 @@ def unseen_genes_channel(
     rare = rates * median_size < RARE_EXPECTED
     if not rare.any():
         return None
-    observed = np.asarray(counts[:, rare].sum(1), dtype=np.float64).ravel()
+    observed = Counts.of(counts).of_genes(rare).sum(1)
     expected = library_size * rates[rare].sum()
     return (observed - expected) / np.sqrt(expected + 1.0)
 

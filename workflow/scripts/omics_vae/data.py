@@ -1,12 +1,14 @@
 """A count matrix into minibatches on a device."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 import torch
+
+from omics_vae.counts import Counts, Index
 
 
 class Batch(NamedTuple):
@@ -30,17 +32,19 @@ def choose_device(name: str) -> torch.device:
 class CountData:
     """Raw counts of some cells in the model's genes, with their log library sizes.
 
-    ``counts`` CSR (cells, genes); ``log_offset`` (cells,), natural log of the library size;
-    ``covariates`` (cells, covariates) float32, none unless given; ``batch`` (cells,) int64, 0.
+    ``counts`` (cells, genes), a :class:`Counts` or what can be made one; ``log_offset`` (cells,),
+    natural log of the library size; ``covariates`` (cells, covariates) float32, none unless given;
+    ``batch`` (cells,) int64, 0.
     """
 
-    counts: sp.csr_matrix
+    counts: Counts
     log_offset: np.ndarray
     covariates: np.ndarray | None = None
     batch: np.ndarray | None = None
 
     def __post_init__(self):
-        n_cells = self.counts.shape[0]
+        object.__setattr__(self, "counts", Counts.of(self.counts))
+        n_cells = len(self.counts)
         if self.covariates is None:
             object.__setattr__(self, "covariates", np.zeros((n_cells, 0), dtype=np.float32))
         if self.batch is None:
@@ -53,15 +57,22 @@ class CountData:
             raise ValueError("a library size is zero, negative or not a number")
 
     def __len__(self) -> int:
-        return self.counts.shape[0]
+        return len(self.counts)
 
-    def take(self, cells: np.ndarray) -> "CountData":
-        """The same data for some cells: positions or a boolean mask."""
+    def take(self, cells: Index) -> "CountData":
+        """The same data for some cells: positions, a boolean mask or a slice."""
         return CountData(
-            self.counts[cells], self.log_offset[cells], self.covariates[cells], self.batch[cells]
+            self.counts.take(cells),
+            self.log_offset[cells],
+            self.covariates[cells],
+            self.batch[cells],
         )
 
-    def chunk(self, cells: np.ndarray | slice, device: torch.device) -> Batch:
+    def in_memory(self) -> "CountData":
+        """The same with the counts read."""
+        return replace(self, counts=Counts(self.counts[:]))
+
+    def chunk(self, cells: Index, device: torch.device) -> Batch:
         """Some cells, dense, on the device."""
         counts = self.counts[cells].toarray().astype(np.float32, copy=False)
         offset = self.log_offset[cells].astype(np.float32)
@@ -77,20 +88,66 @@ class CountData:
 class ShuffledBatches:
     """The cells of each training step, as a function of the step alone.
 
-    Every epoch is a fresh permutation drawn from (seed, epoch), dealt evenly into batches of at
-    most ``batch_size``. Nothing is remembered between steps, so a training resumed at any step sees
+    Every epoch is a fresh order drawn from (seed, epoch): blocks of neighbouring cells are dealt at
+    random into buffers of some 16,000 cells, and the cells of a buffer shuffled and dealt evenly
+    into batches of at most ``batch_size``. Up to 16,384 cells that is a permutation of all; beyond,
+    a batch is of ``BLOCKS`` places of the data instead of any, which lets a buffer be read from
+    disk by a few long reads. Counts in memory are dealt in the same way, so that where they lie
+    changes no result. Nothing is remembered between steps, so a training resumed at any step sees
     the batches that it would have seen.
     """
 
-    def __init__(self, n_cells: int, batch_size: int, seed: int):
-        self.n_cells, self.seed = n_cells, seed
-        self.steps_per_epoch = max(1, -(-n_cells // batch_size))
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+    BLOCKS, BLOCK_CELLS = 64, 256  # of a buffer; on average, of a block at most
 
-    def __getitem__(self, step: int) -> np.ndarray:
-        """Positions of the cells of step 0, 1, 2, ..."""
-        epoch, position = divmod(step, self.steps_per_epoch)
+    def __init__(self, data: CountData, batch_size: int, seed: int):
+        self.data, self.seed = data, seed
+        n_buffers = max(1, -(-len(data) // (self.BLOCKS * self.BLOCK_CELLS)))
+        # With one buffer all blocks are in it: as if there were none.
+        n_blocks = 1 if n_buffers == 1 else self.BLOCKS * n_buffers
+        self._blocks = np.linspace(0, len(data), n_blocks + 1).astype(np.int64)
+        in_buffer = n_blocks // n_buffers * int(np.diff(self._blocks).max())
+        self.steps_per_buffer = max(1, -(-in_buffer // batch_size))
+        self.n_buffers, self.steps_per_epoch = n_buffers, n_buffers * self.steps_per_buffer
+        self._epoch, self._orders = -1, []
+        self._buffer, self._held = -1, (data, np.empty(0, dtype=np.int64))
+        self._upcoming: tuple[int, Future | None] = (-1, None)
+        self._reader = ThreadPoolExecutor(max_workers=1)
+
+    def __getitem__(self, step: int) -> tuple[CountData, np.ndarray]:
+        """Of step 0, 1, 2, ...: data whose counts are in memory, and positions of cells in it."""
+        buffer, position = divmod(step, self.steps_per_buffer)
+        if buffer != self._buffer:
+            self._buffer, self._held = buffer, self._hold(buffer)
+        data, cells = self._held
+        return data, cells[position :: self.steps_per_buffer]
+
+    def _hold(self, buffer: int) -> tuple[CountData, np.ndarray]:
+        """Data in memory with the cells of a buffer, and their positions in it, shuffled.
+
+        What comes from disk was read while the last buffer was in use.
+        """
+        cells = self._cells(buffer)
+        if self.data.counts.is_plain:
+            return self.data, cells
+        ordered = np.sort(cells)
+        announced, reading = self._upcoming
+        data = reading.result() if announced == buffer else self.data.take(ordered).in_memory()
+        upcoming = self.data.take(np.sort(self._cells(buffer + 1)))
+        self._upcoming = buffer + 1, self._reader.submit(upcoming.in_memory)
+        return data, np.searchsorted(ordered, cells)
+
+    def _cells(self, buffer: int) -> np.ndarray:
+        """The cells of a buffer, shuffled; buffers are counted through all epochs."""
+        epoch, place = divmod(buffer, self.n_buffers)
         if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, epoch])
-            self._epoch, self._order = epoch, rng.permutation(self.n_cells)
-        return self._order[position :: self.steps_per_epoch]
+            n_blocks = len(self._blocks) - 1
+            dealt = rng.permutation(n_blocks) if n_blocks > 1 else np.arange(1)
+            self._orders = [
+                rng.permutation(
+                    np.concatenate([np.arange(*self._blocks[b : b + 2]) for b in np.sort(blocks)])
+                )
+                for blocks in np.split(dealt, self.n_buffers)
+            ]
+            self._epoch = epoch
+        return self._orders[place]

@@ -215,10 +215,11 @@ class Layer:
 
 
 class FusedStep:
-    """Gradients of the loss of a batch of ``data``, left in ``.grad`` of the model's parameters."""
+    """Gradients of the loss of a batch of cells, left in ``.grad`` of the model's parameters."""
 
-    def __init__(self, model: VAE, data: CountData, is_bfloat16: bool):
-        self.model, self.data, self.is_bfloat16 = model, data, is_bfloat16
+    def __init__(self, model: VAE, n_cells: int, is_bfloat16: bool):
+        """``n_cells``: training cells in all, against which the prior of theta counts once."""
+        self.model, self.n_cells, self.is_bfloat16 = model, n_cells, is_bfloat16
         self.buffers = Buffers()
         a = model.architecture
         # Dropout by 16 random bits a unit: the share kept is a multiple of 2^-16.
@@ -233,8 +234,8 @@ class FusedStep:
         first.data = first.data.T.contiguous().T
         self.first = first.data.T.numpy()  # (genes, and covariates if it sees them; hidden)
         self.heads = _SideBySide([model.posterior_mean, model.posterior_log_variance])
-        self.to_common_depth = np.exp(float(model.log_common_depth) - data.log_offset)
-        self.log_scale = (data.log_offset + float(model.log_headroom)).astype(np.float32)
+        self.log_common_depth = float(model.log_common_depth)
+        self.log_headroom = float(model.log_headroom)
         self.scratch = (np.empty(0, np.int64), np.empty(0, np.int32))
 
     def noise(self, n: int, seed: int, step: int) -> Noise:
@@ -250,13 +251,18 @@ class FusedStep:
 
     @torch.no_grad()
     def __call__(
-        self, cells: np.ndarray, noise: Noise, beta: float, free_bits: float = 0.0
+        self,
+        data: CountData,
+        cells: np.ndarray,
+        noise: Noise,
+        beta: float,
+        free_bits: float = 0.0,
     ) -> StepLoss:
-        """Sets the gradients of the loss of some cells."""
+        """Sets the gradients of the loss of some cells (positions) of ``data``, in memory."""
         model, n = self.model, len(cells)
         a, n_genes = model.architecture, model.architecture.n_genes
-        indptr, indices, counts, seen = self._rows(cells)
-        covariates = torch.from_numpy(self.data.covariates[cells])
+        indptr, indices, counts, seen = self._rows(data, cells)
+        covariates = torch.from_numpy(data.covariates[cells])
 
         # Encoder.
         x, bias = torch.empty(n, a.n_hidden), self.encoder[0].linear.bias.numpy()
@@ -276,8 +282,8 @@ class FusedStep:
         found = _Likelihood(
             model,
             decoded,
-            self.log_scale[cells],
-            self.data.batch[cells],
+            (data.log_offset[cells] + self.log_headroom).astype(np.float32),
+            data.batch[cells],
             (indptr, indices, counts),
             self.buffers,
             -1.0 / n,
@@ -285,7 +291,7 @@ class FusedStep:
         )
 
         # And back.
-        model.log_theta.grad = model.log_theta / LOG_THETA_SD**2 / len(self.data)
+        model.log_theta.grad = model.log_theta / LOG_THETA_SD**2 / self.n_cells
         model.log_theta.grad += found.d_log_theta
         d_z = self._back(self.decoder, found.back(), given).numpy()
         # A dimension below free_bits is not pushed.
@@ -300,14 +306,16 @@ class FusedStep:
             torch.mm(covariates.T, d_x, out=d_first[n_genes:])
         self.encoder[0].linear.weight.grad = d_first.T
         penalty = np.maximum(kl, free_bits).sum()
-        prior = float(model.log_theta_prior()) / len(self.data)
+        prior = float(model.log_theta_prior()) / self.n_cells
         reconstruction = float(found.log_p.mean())
         return StepLoss(beta * penalty - reconstruction - prior, reconstruction, float(kl.sum()))
 
-    def _rows(self, cells: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _rows(self, data: CountData, cells: np.ndarray) -> tuple[np.ndarray, ...]:
         """CSR rows of the cells: indptr, indices, counts, and the encoder's view of them."""
-        data = self.data.counts
-        n = int((data.indptr[cells + 1] - data.indptr[cells]).sum())
+        matrix, rows = data.counts.matrix, data.counts.rows
+        to_common_depth = np.exp(self.log_common_depth - data.log_offset[cells])
+        cells = cells if rows is None else rows[cells]
+        n = int((matrix.indptr[cells + 1] - matrix.indptr[cells]).sum())
         if n > len(self.scratch[1]) or len(cells) >= len(self.scratch[0]):
             size = int(1.2 * n) + 1
             self.scratch = (
@@ -316,8 +324,8 @@ class FusedStep:
                 *(np.empty(size, np.float32) for _ in range(3)),
                 np.empty((2, size), np.int32),
             )
-        rows = data.indptr, data.indices, data.data
-        kernels.gather_rows(*rows, cells, self.to_common_depth, self.scratch)
+        arrays = matrix.indptr, matrix.indices, matrix.data
+        kernels.gather_rows(*arrays, cells, to_common_depth, self.scratch)
         return self.scratch[:4]
 
     def _through(self, layers: list[Layer], x: torch.Tensor, kept: list) -> torch.Tensor:

@@ -48,11 +48,11 @@ def start_from(model: VAE, data: CountData) -> None:
 
 def _start_counts(model: VAE, data: CountData) -> None:
     size = np.exp(data.log_offset)
-    gene_sums = np.asarray(data.counts.sum(0), dtype=np.float64).ravel() + 0.5
+    gene_sums = data.counts.sum(0) + 0.5
     if model.architecture.decoder == "free":
         model.profile.bias.copy_(torch.from_numpy(np.log(gene_sums / size.sum())))
         return
-    totals = np.asarray(data.counts.sum(1), dtype=np.float64).ravel()
+    totals = data.counts.sum(1)
     headroom = max(1.0, float((totals / size).max()))
     model.log_headroom.fill_(math.log(headroom))
     rest = max(1.0, headroom * size.sum() - gene_sums.sum())
@@ -62,9 +62,12 @@ def _start_counts(model: VAE, data: CountData) -> None:
 def _start_gaussian(model: VAE, data: CountData) -> None:
     """Mean and variance of the log counts, from those that are not 0: the rest add nothing."""
     scale = np.exp(float(model.log_common_depth) - data.log_offset)
-    y = data.counts.multiply(scale[:, None]).log1p()
-    mean = np.asarray(y.mean(0)).ravel()
-    variance = np.asarray(y.multiply(y).mean(0)).ravel() - mean**2
+    sums = np.zeros((2, model.architecture.n_genes))
+    for rows, x in data.counts.blocks():
+        y = x.multiply(scale[rows, None]).log1p()
+        sums += [np.asarray(v.sum(0)).ravel() for v in (y, y.multiply(y))]
+    mean, square = sums / len(data)
+    variance = square - mean**2
     model.profile.bias.copy_(torch.from_numpy(mean))
     if model.architecture.gaussian_variance is None:
         learned = np.maximum(variance - VARIANCE_FLOOR, VARIANCE_FLOOR)

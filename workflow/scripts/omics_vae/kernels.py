@@ -495,13 +495,13 @@ def sparse_rows(x):
 def gather_rows(indptr, indices, counts, cells, to_common_depth, out):
     """CSR rows of some cells, and log(1 + counts at the common depth) of their entries.
 
-    ``to_common_depth`` (cells in all,). Written to the front of ``out``: indptr, indices, counts,
+    ``to_common_depth`` (some cells,). Written to the front of ``out``: indptr, indices, counts,
     log counts, and two arrays for work, which are not new memory at every step.
     """
     out_indptr, out_indices, out_counts, seen, at_depth, bits = out
     out_indptr[0] = 0
     for i in range(len(cells)):
-        start, to, scale = indptr[cells[i]], out_indptr[i], _f(to_common_depth[cells[i]])
+        start, to, scale = indptr[cells[i]], out_indptr[i], _f(to_common_depth[i])
         n = indptr[cells[i] + 1] - start
         out_indptr[i + 1] = to + n
         for k in range(n):

@@ -50,6 +50,7 @@ class TrainingPlan:
     min_improvement: float
     checkpoint_seconds: float
     seed: int
+    validation_cells: int = 4096  # of held-out cells a look takes at most so many
     precision: str = "float32"  # of the output layer's products; or bfloat16 (fused.py)
 
     def __post_init__(self):
@@ -118,9 +119,13 @@ def train(
     Raises ``FloatingPointError`` when the loss or the held-out ELBO is no longer a number.
     """
     model.to(device)
-    step = make_step(model, training, plan, device)
+    if len(validation) > plan.validation_cells:
+        spread = np.linspace(0, len(validation) - 1, plan.validation_cells).astype(np.int64)
+        validation = validation.take(spread)
+    validation = validation.in_memory()
+    step = make_step(model, len(training), plan, device)
     optimizer = make_optimizer(model, plan, len(training))
-    batches = ShuffledBatches(len(training), plan.batch_size, plan.seed)
+    batches = ShuffledBatches(training, plan.batch_size, plan.seed)
     key = fingerprint(model, training, validation, plan, tag)
     best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     progress = _load_checkpoint(checkpoint, key, model, optimizer, best)
@@ -163,22 +168,26 @@ def make_optimizer(model: VAE, plan: TrainingPlan, n_cells: int) -> Adam:
     )
 
 
-Step = Callable[[np.ndarray, int], StepLoss]
+Step = Callable[[CountData, np.ndarray, int], StepLoss]
 
 
-def make_step(model: VAE, data: CountData, plan: TrainingPlan, device: torch.device) -> Step:
-    """Sets the gradients of the loss of some cells at a step; by fused loops where they serve."""
+def make_step(model: VAE, n_cells: int, plan: TrainingPlan, device: torch.device) -> Step:
+    """Sets the gradients of the loss of some cells of data at a step; fused where that serves.
+
+    ``n_cells``: training cells in all.
+    """
     if fused.has_step(model):
-        step = fused.FusedStep(model, data, plan.precision == "bfloat16")
-        return lambda cells, at: step(
-            cells, step.noise(len(cells), plan.seed, at), plan.beta_at(at), plan.free_bits
+        step = fused.FusedStep(model, n_cells, plan.precision == "bfloat16")
+        return lambda data, cells, at: step(
+            data, cells, step.noise(len(cells), plan.seed, at), plan.beta_at(at), plan.free_bits
         )
-    return lambda cells, at: autograd_step(model, data, plan, device, cells, at)
+    return lambda data, cells, at: autograd_step(model, data, n_cells, plan, device, cells, at)
 
 
 def autograd_step(
     model: VAE,
     data: CountData,
+    n_cells: int,
     plan: TrainingPlan,
     device: torch.device,
     cells: np.ndarray,
@@ -191,7 +200,7 @@ def autograd_step(
     model.train()
     parts = model(data.chunk(cells, device))
     kl, reconstruction = parts.kl.mean(), parts.reconstruction.mean()
-    prior = model.log_theta_prior() / len(data)
+    prior = model.log_theta_prior() / n_cells
     penalty = kl
     if plan.free_bits:
         # Up to free_bits nats a dimension cost nothing: max(KL_j, free_bits) - KL_j is added back.
@@ -204,7 +213,7 @@ def autograd_step(
 
 def _advance(step: Step, optimizer, batches, progress) -> None:
     """One optimiser step."""
-    found = step(batches[progress.step], progress.step)
+    found = step(*batches[progress.step], progress.step)
     if not math.isfinite(found.loss):
         raise FloatingPointError(
             f"the loss is not a number at step {progress.step}; lower train.learning_rate"
@@ -263,9 +272,11 @@ def fingerprint(
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     for data in (training, validation):
-        matrix = (data.counts.data, data.counts.indices, data.counts.indptr)
-        for array in (*matrix, data.log_offset, data.covariates, data.batch):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for array in (data.log_offset, data.covariates, data.batch):
+            digest.update(np.ascontiguousarray(array))
+        for _, x in data.counts.blocks():
+            for array in (x.data, x.indices, x.indptr):
+                digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
 
