@@ -18,9 +18,10 @@ IDS = [f"ENSG0000000000{i}" for i in range(4)]
 TYPES = ["Gene Expression"] * 4
 
 
-def annotated(X=None, **parts) -> anndata.AnnData:
+def annotated(X=None, cells=CELLS, **parts) -> anndata.AnnData:
     X = sparse.csr_matrix(COUNTS) if X is None else X
-    obs = pd.DataFrame({"cell_type": pd.Categorical(["T", "B", "T"])}, index=CELLS)
+    obs = pd.DataFrame({"cell_type": np.resize(["T", "B"], len(cells))}, index=cells)
+    obs = obs.astype("category")
     return anndata.AnnData(X, obs=obs, var=pd.DataFrame({"gene_ids": IDS}, index=GENES), **parts)
 
 
@@ -54,10 +55,12 @@ def write_10x_h5_v2(path: Path, genomes: dict[str, np.ndarray] | None = None) ->
     return path
 
 
-def write_10x_h5_v3(path: Path, types=TYPES, genomes=("GRCh38",) * 4, cells=CELLS) -> Path:
+def write_10x_h5_v3(
+    path: Path, types=TYPES, genomes=("GRCh38",) * 4, cells=CELLS, counts=COUNTS
+) -> Path:
     with h5py.File(path, "w") as file:
         group = file.create_group("matrix")
-        put_sparse(group, COUNTS)
+        put_sparse(group, counts)
         group["barcodes"] = np.array(cells, dtype="S")
         features = {"id": IDS, "name": GENES, "feature_type": types, "genome": genomes}
         for name, values in features.items():

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 
 from design import Design
-from model_inputs import ModelInputs, latent_table
+from model_inputs import ModelInputs, latent_table, read_model_inputs
 from omics_vae.inference import embed as posterior_of
 from omics_vae.model import VAE, save_model
 from run_script import run_script
-from simulated_counts import CPU, PRUNE, TRAIN
+from simulated_counts import CPU, PRUNE, TRAIN, write_counts
 
 # What config.yaml's section ``train`` holds, small and quick.
 SETTINGS = TRAIN | {"continuous_covariates": []}
@@ -73,13 +74,23 @@ def train(
     that the model is not to see.
     """
     params = _in(folder, seed, fold) | {"settings": SETTINGS | changed}
-    given = paths | {"choice": choice, "held": held}
+    given = of_model(paths) | {"choice": choice, "held": held}
     return run_script("train_vae", folder, given, TRAINED, params)
 
 
+def of_model(paths: dict) -> dict:
+    """Input of a rule that reads the model's genes alone."""
+    return paths | {"counts": paths["model_counts"]}
+
+
+def read_inputs(paths: dict, **held) -> ModelInputs:
+    """What the model is given, with the counts read."""
+    return read_model_inputs(paths["model_counts"], paths["library_size"], np.inf, **held)
+
+
 def with_model(paths: dict, model: dict) -> dict:
-    """Input of a rule that reads a model besides counts and library sizes."""
-    return paths | {name: str(model[name]) for name in MODEL}
+    """Input of a rule that reads a model besides its counts and library sizes."""
+    return of_model(paths) | {name: str(model[name]) for name in MODEL}
 
 
 def prune(
@@ -141,9 +152,7 @@ def with_obs(paths: dict, folder: Path, **columns) -> dict:
     """The same run with more columns in obs; values a cell, or one for all."""
     adata = ad.read_h5ad(paths["counts"])
     adata.obs = adata.obs.assign(**columns)
-    folder.mkdir(parents=True, exist_ok=True)
-    adata.write_h5ad(folder / "counts.h5ad")
-    return paths | {"counts": str(folder / "counts.h5ad")}
+    return paths | write_counts(folder, adata)
 
 
 def write_fit(folder: Path, model: VAE, inputs: ModelInputs, design: Design) -> dict:

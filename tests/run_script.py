@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "workflow" / "scripts"
+# What a script reads of the config itself and not of its params.
+CONFIG = {"memory": "auto"}
 
 
 class Named(dict):
@@ -36,7 +38,7 @@ def run_script(rule: str, folder: Path, input: dict, output: dict, params: dict,
         log=[str(folder / f"{rule}.log")],
         threads=1,
         resources={},
-        config={"memory": "auto"},
+        config=CONFIG,
         scriptdir=str(SCRIPTS),
     )
     # Snakemake writes a line before the script that sets this global.

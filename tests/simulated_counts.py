@@ -11,10 +11,12 @@ import torch
 
 from design import Design
 from held_cells import Cells
+from omics_vae.counts import Counts
 from omics_vae.data import CountData
 from omics_vae.inference import embed
 from omics_vae.initialisation import start_from
 from omics_vae.model import VAE, Architecture
+from stored_counts import ROW
 
 CPU = torch.device("cpu")
 NO_DESIGN = Design({}, {}, [])
@@ -71,14 +73,35 @@ def gene_names(n_genes: int) -> list[str]:
     return [f"G{g}" for g in range(n_genes)]
 
 
-def write_run(folder: Path, simulated: Simulated, split: np.ndarray, selected: np.ndarray) -> dict:
-    """preprocess/counts.h5ad and library_size.parquet of the pipeline; their paths by name."""
+def write_counts(folder: Path, adata: ad.AnnData, order: np.ndarray | None = None) -> dict:
+    """preprocess/counts.h5ad and model_counts.h5ad of the pipeline; their paths by name.
+
+    ``order``: of the cells in the second, as they are unless given.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    order = np.arange(adata.n_obs) if order is None else order
+    of_model = adata[order, adata.var["selected"].to_numpy()].copy()
+    of_model.obs[ROW] = order
+    parts = {"counts": adata, "model_counts": of_model}
+    for name, part in parts.items():
+        part.write_h5ad(folder / f"{name}.h5ad")
+    return {name: str(folder / f"{name}.h5ad") for name in parts}
+
+
+def write_run(
+    folder: Path,
+    simulated: Simulated,
+    split: np.ndarray,
+    selected: np.ndarray,
+    order: np.ndarray | None = None,
+) -> dict:
+    """The counts of all genes and of the model's, and library_size.parquet; paths by name."""
     names = [f"cell{i}" for i in range(len(split))]
     role = np.where(split == "query", "query", "reference")
     obs = pd.DataFrame({"sample": "S1", "role": role, "split": split}, index=names)
     var = pd.DataFrame({"selected": selected}, index=gene_names(len(selected)))
-    paths = {"counts": folder / "counts.h5ad", "library_size": folder / "library_size.parquet"}
-    ad.AnnData(simulated.counts, obs=obs, var=var).write_h5ad(paths["counts"])
+    paths = write_counts(folder, ad.AnnData(simulated.counts, obs=obs, var=var), order)
+    paths["library_size"] = str(folder / "library_size.parquet")
     pd.DataFrame(
         {
             "cell_id": names,
@@ -87,7 +110,7 @@ def write_run(folder: Path, simulated: Simulated, split: np.ndarray, selected: n
             "log_offset": np.log(simulated.library_size),
         }
     ).to_parquet(paths["library_size"])
-    return {name: str(path) for name, path in paths.items()}
+    return paths
 
 
 SPLITS = {"train": 200, "validation": 60, "calibration": 100, "query": 60}
@@ -118,6 +141,7 @@ TRAIN = {
     "free_bits": 0.0,
     "max_steps": 80,
     "validation_interval": 10,
+    "validation_cells": 4096,
     "patience": 4,
     "min_improvement": 0.05,
     "precision": "float32",
@@ -163,7 +187,7 @@ def cells_of(simulated: Simulated, split: np.ndarray, model: VAE, design=NO_DESI
     )
     return Cells(
         obs=table,
-        counts=simulated.counts,
+        counts=Counts(simulated.counts),
         size=simulated.library_size,
         posterior=embed(model, data, CPU),
         genes=pd.Index(gene_names(n_genes)),

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from annotate_counts import annotate, normalise
+from annotate_counts import annotate, normalise, write_annotated
 from fake_reasons import CAUSES
 from fake_run import write_fake_run
-from job import InputError, write_h5ad
+from job import InputError
+from stored_counts import CountFile
 
 PATHS = (
     "library_size/library_size.parquet",
@@ -24,7 +25,7 @@ PATHS = (
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     run = write_fake_run(tmp_path_factory.mktemp("run"), n_cells=300)
-    counts = anndata.read_h5ad(run / "preprocess/counts.h5ad")
+    counts = CountFile.open(run / "preprocess/counts.h5ad")
     return counts, [pd.read_parquet(run / path) for path in PATHS]
 
 
@@ -36,7 +37,7 @@ def test_every_value_stands_at_its_cell_whatever_the_order_of_the_tables(inputs)
         table.set_index("cell_id") for table in tables
     )
     names = result.obs_names
-    assert list(names) == list(counts.obs_names)
+    assert list(names) == list(counts.obs.index)
     np.testing.assert_array_equal(
         result.obs["library_size"], library_size.loc[names, "library_size"]
     )
@@ -69,7 +70,7 @@ def test_only_flagged_cells_have_reasons_and_only_scored_cells_a_doublet_probabi
 def test_a_run_that_flags_nobody_has_empty_reasons(inputs, tmp_path):
     counts, tables = inputs
     tables = [*tables[:4], tables[4].iloc[:0], tables[5]]
-    write_h5ad(annotate(counts, *tables), tmp_path / "none.h5ad")
+    write_annotated(counts, annotate(counts, *tables), tmp_path / "none.h5ad")
     obs = anndata.read_h5ad(tmp_path / "none.h5ad").obs
     for name in ("pattern", "nearest_reference", "technical_cause"):
         assert (obs[name] == "").all()
@@ -82,7 +83,7 @@ def test_of_bulk_samples_none_is_a_doublet(inputs):
 
 def test_of_a_ranking_every_cell_has_a_result(tmp_path):
     run = write_fake_run(tmp_path, n_cells=120, is_ranking=True)
-    counts = anndata.read_h5ad(run / "preprocess/counts.h5ad")
+    counts = CountFile.open(run / "preprocess/counts.h5ad")
     result = annotate(counts, *(pd.read_parquet(run / path) for path in PATHS))
     assert result.obs[["score", "p_value", "q_value", "doublet_probability"]].notna().all().all()
     assert (result.obs["role"] == "reference").all() and result.obs["is_anomaly"].any()
@@ -98,20 +99,26 @@ def test_cells_outside_the_query_have_no_result(inputs):
     assert result.obs["is_anomaly"].dtype == bool and result.obs["is_anomaly"].any()
 
 
-def test_counts_stay_raw_and_x_is_their_normalised_logarithm(inputs):
+def test_counts_stay_raw_and_x_is_their_normalised_logarithm(inputs, tmp_path, small_blocks):
     counts, tables = inputs
-    result = annotate(counts, *tables)
-    assert (result.layers["counts"] != counts.X).nnz == 0
+    annotated = annotate(counts, *tables)
+    write_annotated(counts, annotated, tmp_path / "a.h5ad")
+    result = anndata.read_h5ad(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(result.obsm["X_vae"], annotated.obsm["X_vae"])
+    assert result.uns["anomics"] == annotated.uns["anomics"]
+    raw = counts.counts.toarray()
+    np.testing.assert_array_equal(result.layers["counts"].toarray(), raw)
     assert result.layers["counts"].dtype == np.int32
     assert result.X.format == "csr" and result.X.dtype == np.float32
     sizes = result.obs["library_size"].to_numpy()
-    expected = np.log1p(counts.X.toarray() / sizes[:, None] * np.median(sizes))
+    expected = np.log1p(raw / sizes[:, None] * np.median(sizes))
     np.testing.assert_allclose(result.X.toarray(), expected, rtol=1e-5)
 
 
 def test_depth_alone_makes_no_difference_after_normalisation():
     profile = np.array([4, 0, 10, 2])
-    X = normalise(sparse.csr_matrix(np.stack([profile, 3 * profile])), np.array([16.0, 48.0]))
+    scale = 20.0 / np.array([16.0, 48.0])
+    X = normalise(sparse.csr_matrix(np.stack([profile, 3 * profile])), scale)
     np.testing.assert_allclose(X.toarray()[0], X.toarray()[1], rtol=1e-6)
 
 
@@ -127,7 +134,7 @@ def test_scanpy_opens_and_plots_it_and_the_bytes_are_stable(inputs, tmp_path):
     scanpy = pytest.importorskip("scanpy")
     counts, tables = inputs
     for name in ("one.h5ad", "two.h5ad"):
-        write_h5ad(annotate(counts, *tables), tmp_path / name)
+        write_annotated(counts, annotate(counts, *tables), tmp_path / name)
     assert (tmp_path / "one.h5ad").read_bytes() == (tmp_path / "two.h5ad").read_bytes()
     opened = scanpy.read_h5ad(tmp_path / "one.h5ad")
     figure = scanpy.pl.umap(opened, color=["is_anomaly", "score"], show=False, return_fig=True)

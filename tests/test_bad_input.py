@@ -174,10 +174,10 @@ CASES: dict[str, tuple[Callable[[WorkflowCopy], None], str]] = {
         "batch from the model",
     ),
     "a covariate whose values only the query has, inside the files": (
-        with_settings(train=SETTINGS["train"] | {"covariates": ["cell"]}),
-        r"train\.covariates: cell: CELL\d+, CELL\d+, CELL\d+ occurs in query cells and in no "
-        r"training cell, so the model cannot know its effect; bring reference cells of it, leave "
-        r"out those samples, or remove cell from the model",
+        with_settings(train=SETTINGS["train"] | {"covariates": ["total_counts"]}),
+        r"train\.covariates: total_counts: \d+, .* occurs in query cells and in no training cell, "
+        r"so the model cannot know its effect; bring reference cells of it, leave out those "
+        r"samples, or remove total_counts from the model",
     ),
     "a likelihood and a setting that do not go together": (
         with_settings(train={"likelihood": "gaussian", "library_size": "latent"}),

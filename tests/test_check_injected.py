@@ -9,11 +9,11 @@ import injection
 from check_injected import (
     FIT,
     METHODS,
+    Draw,
     average,
     baselines,
     check,
     check_warnings,
-    halves,
     measures,
     one,
     some,
@@ -21,9 +21,10 @@ from check_injected import (
 from held_cells import Cells, join_cells
 from injection import GROUP, KINDS, Kind
 from job import read_json
-from model_inputs import latent_table, read_model_inputs
+from model_inputs import latent_table
 from model_jobs import ANOMALY as SETTINGS
-from model_jobs import with_obs
+from model_jobs import read_inputs, with_obs
+from omics_vae.counts import Counts
 from omics_vae.data import CountData
 from omics_vae.inference import embed
 from omics_vae.model import save_model
@@ -61,21 +62,29 @@ def run():
 
 
 def test_normal_cells_are_halved_into_calibration_and_query(run, monkeypatch):
-    normal = run[1].of("calibration")
-    calibration, query = halves(normal, np.random.default_rng(0))
+    model, cells = run
+    normal = cells.of("calibration")
+
+    def halves(seed: int):
+        draw = Draw.of(model, cells, normal, seed, CPU)
+        return draw.calibration, draw.query
+
+    calibration, query = halves(0)
     assert (set(calibration.split), set(query.split)) == ({"calibration"}, {"query"})
     both = [*calibration.obs.index, *query.obs.index]
     assert sorted(both) == sorted(normal.obs.index) and len(set(both)) == 240
     assert len(calibration) == len(query) == 120
-    other, _ = halves(normal, np.random.default_rng(1))
+    other, _ = halves(1)
     assert list(other.obs.index) != list(calibration.obs.index)
     monkeypatch.setattr(check_injected, "MOST_NORMAL", 50)
-    assert [len(half) for half in halves(normal, np.random.default_rng(0))] == [25, 25]
+    assert [len(half) for half in halves(0)] == [25, 25]
 
 
 def test_some_cells_keep_their_order(run):
     _, cells = run
-    assert some(cells, 1000, np.random.default_rng(0)) is cells
+    everyone = some(cells, 1000, np.random.default_rng(0))
+    assert everyone.obs.equals(cells.obs)
+    assert (everyone.counts[:] != cells.counts[:]).nnz == 0
     few = some(cells, 100, np.random.default_rng(0))
     place = cells.obs.index.get_indexer(few.obs.index)
     assert len(few) == 100 and (np.diff(place) > 0).all()
@@ -87,7 +96,7 @@ def test_the_error_of_the_components_is_that_of_the_reconstruction(run):
     train, held_out = cells.of("train"), cells.of("calibration", "held")
     found = baselines(train, held_out)
     both = join_cells([train, held_out])
-    scaled = both.counts[:, :40].toarray() / both.size[:, None] * np.median(both.size)
+    scaled = both.counts.toarray()[:, :40] / both.size[:, None] * np.median(both.size)
     profiles = np.log1p(scaled)
     axes = np.linalg.svd(profiles[:250], full_matrices=False)[2][: check_injected.PCA_COMPONENTS]
     left = profiles[250:] - profiles[250:] @ axes.T @ axes
@@ -104,10 +113,10 @@ def test_what_a_few_components_hold_they_leave_no_error_of(run):
     counts = np.tile(np.arange(1, 61), (80, 1))
     counts[70:, :20] *= 30
     few = cells.take(np.arange(80))
-    toy = Cells(**{**vars(few), "counts": type(cells.counts)(counts), "size": np.full(80, 1e3)})
+    toy = Cells(**{**vars(few), "counts": Counts.of(counts), "size": np.full(80, 1e3)})
     rng = np.random.default_rng(0)
     noisy = counts[:50] + rng.poisson(1.0, (50, 60))
-    train = Cells(**{**vars(few.take(np.arange(50))), "counts": type(cells.counts)(noisy)})
+    train = Cells(**{**vars(few.take(np.arange(50))), "counts": Counts.of(noisy)})
     train = Cells(**{**vars(train), "size": np.full(50, 1e3)})
     error = baselines(train, toy)["PCA error"]
     assert error[70:].min() > 20 * error[:70].max()
@@ -200,14 +209,14 @@ def replaced(value: int):
     """A kind whose cells are nothing like any other."""
 
     def make(cells, model, device, rng):
-        counts = cells.counts.tolil()
+        counts = cells.counts[:].tolil()
         counts[:, :5] = value
         return counts.tocsr()
 
     return Kind("toy", "far off", make)
 
 
-UNCHANGED = Kind("toy", "as they were", lambda cells, model, device, rng: cells.counts.copy())
+UNCHANGED = Kind("toy", "as they were", lambda cells, model, device, rng: cells.counts[:].copy())
 
 
 def checked(kind: Kind, seeds: int, **changed) -> pd.DataFrame:
@@ -215,8 +224,8 @@ def checked(kind: Kind, seeds: int, **changed) -> pd.DataFrame:
     rows = []
     for seed in range(seeds):
         model, cells = run_of(seed)
-        normal = cells.of("calibration")
-        rows += check(model, cells, normal, kind, SETTINGS | changed, seed, CPU)
+        draw = Draw.of(model, cells, cells.of("calibration"), seed, CPU)
+        rows += check(model, cells, draw, kind, SETTINGS | changed, seed, CPU)
     return pd.DataFrame(rows)
 
 
@@ -253,18 +262,24 @@ def test_a_group_that_no_model_has_seen_is_put_beside_the_normal_cells():
 def test_a_draw_is_decided_by_its_seed(run):
     model, cells = run
     normal, kind = cells.of("calibration"), KINDS[4]
+    draws = [Draw.of(model, cells, normal, seed, CPU) for seed in (1, 1, 2)]
     first, again, other = (
-        check(model, cells, normal, kind, SETTINGS, seed, CPU) for seed in (1, 1, 2)
+        check(model, cells, draw, kind, SETTINGS, seed, CPU)
+        for draw, seed in zip(draws, (1, 1, 2), strict=True)
     )
     assert first == again
     assert first != other
+    # Nor does it depend on the kinds that were tried before on the same draw.
+    check(model, cells, draws[0], KINDS[0], SETTINGS, 1, CPU)
+    assert check(model, cells, draws[0], kind, SETTINGS, 1, CPU) == first
 
 
 def test_a_tenth_is_injected_and_in_a_small_query_a_quarter_at_most(run):
     model, cells = run
     for n, expected in ((40, 5), (100, 12), (200, 15)):
         normal = cells.of("calibration").take(np.arange(n))
-        row = check(model, cells, normal, UNCHANGED, SETTINGS, 1, CPU)[0]
+        draw = Draw.of(model, cells, normal, 1, CPU)
+        row = check(model, cells, draw, UNCHANGED, SETTINGS, 1, CPU)[0]
         assert (row["n_injected"], row["n_normal"]) == (expected, n // 2 - expected)
 
 
@@ -273,7 +288,7 @@ def test_a_tenth_is_injected_and_in_a_small_query_a_quarter_at_most(run):
 
 def fit_of(folder, paths, name: str, **held) -> dict:
     """A model and its latent table as files, and their names as inputs."""
-    inputs = read_model_inputs(**paths, **held)
+    inputs = read_inputs(paths, **held)
     model = small_model(inputs.split("train"))
     files = {what: str(folder / f"{name}_{what}") for what in FIT}
     save_model(
@@ -366,6 +381,14 @@ def test_the_same_inputs_give_the_same_bytes(files, tmp_path, few_kinds):
     params = PARAMS | {"seed": 9}
     other = run_script("check_injected", tmp_path / "c", files[2], WRITTEN, params)
     assert other["table"].read_bytes() != first["table"].read_bytes()
+
+
+def test_where_the_counts_lie_changes_no_byte(files, tmp_path, few_kinds, request):
+    read = run_script("check_injected", tmp_path / "read", files[2], WRITTEN, PARAMS)
+    request.getfixturevalue("counts_stay")
+    left = run_script("check_injected", tmp_path / "left", files[2], WRITTEN, PARAMS)
+    for name, path in read.items():
+        assert left[name].read_bytes() == path.read_bytes(), name
 
 
 def test_bulk_samples_are_no_doublets_and_have_no_soup(files, tmp_path):

@@ -7,8 +7,7 @@ import pytest
 
 from choose_held_group import LARGEST_SHARE, LEAST_CELLS, choose_group
 from job import read_json
-from model_inputs import read_model_inputs
-from model_jobs import with_obs, write_fit
+from model_jobs import read_inputs, with_obs, write_fit
 from reference_groups import ReferenceGroups
 from run_script import run_script
 from simulated_counts import NO_DESIGN, small_model, small_run
@@ -63,7 +62,7 @@ def run(tmp_path_factory):
         rng.permutation(np.repeat(["T", "B", "NK", "M"], [150, 120, 30, 60])), ["NK"] * 60
     ]
     paths = with_obs(small_run(folder), folder / "in", cell_type=label)
-    inputs = read_model_inputs(**paths)
+    inputs = read_inputs(paths)
     model = small_model(inputs.split("train"))
     paths |= write_fit(folder, model, inputs, NO_DESIGN)
     return paths, label
@@ -104,7 +103,5 @@ def test_without_a_group_the_table_is_empty(run, tmp_path):
     assert len(table) == 0 and list(table.columns) == ["cell_id"]
     assert (summary["group"], summary["n_cells"]) == (None, 0)
     # An empty table holds nobody out.
-    told = read_model_inputs(
-        paths["counts"], paths["library_size"], held=str(tmp_path / "group.parquet")
-    )
+    told = read_inputs(paths, held=str(tmp_path / "group.parquet"))
     assert list(told.cells["split"]) == list(ad.read_h5ad(paths["counts"]).obs["split"])

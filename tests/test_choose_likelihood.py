@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 
 from choose_likelihood import compare, verdict_on_zeros
-from model_inputs import read_model, read_model_inputs
-from model_jobs import TRAINED, train, with_obs
+from model_inputs import read_model
+from model_jobs import TRAINED, of_model, read_inputs, train, with_obs
 from omics_vae.inference import importance_weighted_evidence
 from run_script import run_script
 from simulated_counts import CPU, Simulated, simulate, write_run
@@ -136,7 +136,7 @@ def choose(folder, simulated: Simulated) -> tuple[dict, dict, dict]:
 
 
 def run_rule(folder, paths, fits) -> dict:
-    given = paths | {
+    given = of_model(paths) | {
         "weights": [str(fit["weights"]) for fit in fits.values()],
         "descriptions": [str(fit["description"]) for fit in fits.values()],
     }
@@ -179,7 +179,7 @@ def test_the_winner_is_copied_byte_by_byte_and_measured_on_validation_cells(chos
     for ours, copied in zip(fits[expected].values(), written["fit"], strict=True):
         assert copied.name == ours.name
         assert copied.read_bytes() == ours.read_bytes()
-    inputs = read_model_inputs(**paths)
+    inputs = read_inputs(paths)
     fit = fits[expected]
     model, inputs = read_model(fit["weights"], fit["description"], inputs)
     found = importance_weighted_evidence(model, inputs.split("validation"), CPU, 10)

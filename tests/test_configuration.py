@@ -297,11 +297,38 @@ CONFIG_FAULTS = {
         "check: {held_out_group: B cells}",
         "config: check.held_out_group: must be true or false, not 'B cells'",
     ),
+    "too few held-out cells to look at": (
+        "train: {validation_cells: 99}",
+        "config: train.validation_cells: must be at least 100, not 99",
+    ),
     "a covariate of both kinds": (
         "train: {covariates: [batch, age], continuous_covariates: [age]}",
         "config: train.covariates: age: stands under both kinds; remove one",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("0", "0"),
+        ("-1", "-1"),
+        ("lots", "'lots'"),
+        ("4 GB", "'4 GB'"),
+        ("true", "True"),
+        ("null", "null"),
+    ],
+)
+def test_memory_is_auto_or_a_number_of_gigabytes(value, shown):
+    assert faults_of_config(f"memory: {value}") == [
+        f"config: memory: must be auto or a number larger than 0, not {shown}"
+    ]
+
+
+@pytest.mark.parametrize("value", ["auto", 0.5, 64])
+def test_memory_that_is_one_is_taken_as_it_is(value):
+    config = check_config({"run": "mine", "samples": "s.tsv", "memory": value}, SCHEMA)
+    assert config["memory"] == value
 
 
 @pytest.mark.parametrize("value", [".inf", ".nan"])

@@ -23,29 +23,29 @@ from count_files import (
     write_table,
     write_zarr,
 )
-from count_formats import read_counts
+from count_formats import open_counts
 from job import InputError
 
 
 def test_a_path_that_does_not_fit_the_format(tmp_path):
     table = write_table(tmp_path / "counts.csv")
     with pytest.raises(InputError, match=r"nowhere\.csv: there is no such file; correct the path"):
-        read_counts(tmp_path / "nowhere.csv")
+        open_counts(tmp_path / "nowhere.csv")
     with pytest.raises(InputError, match=r"unknown format '10x'; .*one of: 10x_h5, 10x_mtx"):
-        read_counts(table, format="10x")
+        open_counts(table, format="10x")
     with pytest.raises(InputError, match="is a file, but format zarr is a folder"):
-        read_counts(table, format="zarr")
+        open_counts(table, format="zarr")
     with pytest.raises(InputError, match="is a folder, but format csv is a file"):
-        read_counts(tmp_path, format="csv")
+        open_counts(tmp_path, format="csv")
     with pytest.raises(InputError, match="a csv file has one matrix"):
-        read_counts(table, matrix="raw")
+        open_counts(table, matrix="raw")
     renamed = table.rename(tmp_path / "counts.dat")
     with pytest.raises(InputError, match=r"counts\.dat: the name does not tell the format"):
-        read_counts(renamed)
-    np.testing.assert_array_equal(read_counts(renamed, format="csv")[0].X.toarray(), COUNTS)
+        open_counts(renamed)
+    np.testing.assert_array_equal(open_counts(renamed, format="csv").read().toarray(), COUNTS)
     folder = write_10x_mtx(tmp_path / "mtx")
     with pytest.raises(InputError, match=r"matrix\.mtx\.gz: .*give the folder"):
-        read_counts(folder / "matrix.mtx.gz")
+        open_counts(folder / "matrix.mtx.gz")
 
 
 @pytest.mark.parametrize("member", ["matrix.mtx", "barcodes.tsv", "features.tsv"])
@@ -53,7 +53,7 @@ def test_a_missing_member_of_a_folder_is_named(member, tmp_path):
     folder = write_10x_mtx(tmp_path / "mtx")
     (folder / f"{member}.gz").unlink()
     with pytest.raises(InputError, match=rf"mtx: has no {member}.*must hold matrix\.mtx"):
-        read_counts(folder)
+        open_counts(folder)
 
 
 @pytest.mark.parametrize(("member", "what"), [("barcodes.tsv", "cell"), ("genes.tsv", "gene")])
@@ -63,23 +63,23 @@ def test_names_that_do_not_match_the_matrix(member, what, tmp_path):
     (folder / member).write_text("\n".join(lines[:-1]) + "\n")
     n = len(lines)
     with pytest.raises(InputError, match=f"{n - 1} {what} names for a matrix of {n} {what}s"):
-        read_counts(folder)
+        open_counts(folder)
 
 
 def test_barcodes_that_do_not_match_an_h5_matrix(tmp_path):
     path = write_10x_h5_v3(tmp_path / "a.h5", cells=CELLS[:2])
     with pytest.raises(InputError, match="2 cell names for a matrix of 3 cells"):
-        read_counts(path)
+        open_counts(path)
 
 
 def test_an_h5_file_that_is_not_from_cell_ranger(tmp_path):
     path = write_h5ad(tmp_path / "a.h5")
     with pytest.raises(InputError, match=r"not a Cell Ranger file .*obs.*set .*format to h5ad"):
-        read_counts(path)
-    np.testing.assert_array_equal(read_counts(path, format="h5ad")[0].X.toarray(), COUNTS)
+        open_counts(path)
+    np.testing.assert_array_equal(open_counts(path, format="h5ad").read().toarray(), COUNTS)
     for format in ("h5ad", "loom"):
         with pytest.raises(InputError, match=r"not an? (AnnData|loom) file"):
-            read_counts(write_10x_h5_v3(tmp_path / "b.h5"), format=format)
+            open_counts(write_10x_h5_v3(tmp_path / "b.h5"), format=format)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_values_that_no_count_can_have_are_named(value, message, name, tmp_path)
         case _:
             write_zarr(path, X=sparse.csr_matrix(wrong))
     with pytest.raises(InputError, match=f"{name}: cell 'AAAG-1', {message}"):
-        read_counts(path)
+        open_counts(path).read()
 
 
 def test_nan_is_refused_in_every_storage():
@@ -151,37 +151,37 @@ def test_a_field_of_a_table_that_is_no_number_is_named(value, said, tmp_path):
     wrong[1, 2] = value
     path = write_table(tmp_path / "a.csv", wrong)
     with pytest.raises(InputError, match=rf"row 'AAAG-1', column 'LYZ' is {said}, not a number"):
-        read_counts(path)
+        open_counts(path)
 
 
 def test_tables_of_the_wrong_form(tmp_path):
     path = write_table(tmp_path / "a.csv", separator="\t")
     with pytest.raises(InputError, match=r"header has no comma, .*is the format tsv\?"):
-        read_counts(path)
+        open_counts(path)
     path.write_text(",CD3E,LYZ\nc1,1,2\nc2,1,2,3\n")
     with pytest.raises(InputError, match=r"cannot be read .*Expected 3 fields in line 3, saw 4"):
-        read_counts(path)
+        open_counts(path)
     path.write_text(",CD3E,LYZ\nc1,1,2\nc2,1\n")
     with pytest.raises(InputError, match="row 'c2', column 'LYZ' is empty"):
-        read_counts(path)
+        open_counts(path)
     path.write_text("a,b,CD3E,LYZ\nc1,1,2\n")
     with pytest.raises(InputError, match="3 gene names for a matrix of 2 genes"):
-        read_counts(path)
+        open_counts(path)
     path.write_text(",CD3E,LYZ\n")
     with pytest.raises(InputError, match="a header but no cells"):
-        read_counts(path)
+        open_counts(path)
     path.write_text(",ENSG1,ENSG2\nGAPDH,1,2\nXIST,1,2\n")
-    assert "called 'GAPDH'" in read_counts(path)[1]["warnings"][0]
+    assert "called 'GAPDH'" in open_counts(path).warnings[0]
 
 
 def test_an_empty_name_is_an_error(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(",CD3E,\nc1,1,2\n")
     with pytest.raises(InputError, match=r"gene number 2 has no name \(1 without one in all\)"):
-        read_counts(path)
+        open_counts(path)
     path.write_text(",CD3E,LYZ\nc1,1,2\n ,1,2\n")
     with pytest.raises(InputError, match="cell number 2 has no name"):
-        read_counts(path)
+        open_counts(path)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
@@ -194,7 +194,7 @@ def test_no_cells_or_no_genes(shape, tmp_path):
         file["col_attrs/CellID"] = np.array(CELLS[: shape[0]], dtype="S8")
     for name in ("a.h5ad", "a.loom"):
         with pytest.raises(InputError, match=f"{name}: has no {what}"):
-            read_counts(tmp_path / name)
+            open_counts(tmp_path / name)
 
 
 def test_a_cut_file_is_one_line(tmp_path):
@@ -212,7 +212,7 @@ def test_a_cut_file_is_one_line(tmp_path):
         path.write_bytes(content[: len(content) // 2])
         source = path.parent if ".mtx" in path.name or "features" in path.name else path
         with pytest.raises(InputError, match=rf"{path.name}: cannot be read") as raised:
-            read_counts(source)
+            open_counts(source).read()
         assert "\n" not in str(raised.value)
 
 
@@ -226,7 +226,7 @@ def test_damage_at_any_byte_gives_counts_or_one_line(tmp_path):
             damaged[rng.integers(len(content), size=20)] = rng.integers(256, size=20)
             path.write_bytes(damaged.tobytes())
             try:
-                read_counts(path)
+                open_counts(path).read()
             except InputError as error:
                 assert "\n" not in str(error)
 
@@ -236,7 +236,7 @@ def test_indices_outside_the_matrix_are_an_error(tmp_path):
     with h5py.File(path, "a") as file:
         file["matrix/indices"][0] = 400
     with pytest.raises(InputError, match=r"a\.h5: cannot be read"):
-        read_counts(path)
+        open_counts(path).read()
 
 
 def test_a_pickle_in_a_zarr_store_is_never_loaded(tmp_path):
@@ -257,5 +257,5 @@ def test_a_pickle_in_a_zarr_store_is_never_loaded(tmp_path):
     (array / ".zattrs").write_text(json.dumps(attributes))
     (array / "0.0").write_bytes(pickle.dumps(Touch()))
     with pytest.raises(InputError, match=r"a\.zarr"):
-        read_counts(path)
+        open_counts(path).read()
     assert not (tmp_path / "was_run").exists()

@@ -114,6 +114,12 @@ def test_the_same_inputs_give_the_same_bytes(detected, run):
         assert again[name].read_bytes() == path.read_bytes(), name
 
 
+def test_where_the_counts_lie_changes_no_byte(detected, run, counts_stay):
+    again = run()
+    for name, path in detected.items():
+        assert again[name].read_bytes() == path.read_bytes(), name
+
+
 def test_a_program_of_one_gene_is_the_single_gene(detected, run):
     one = pd.read_parquet(run(program_genes=1)["cells"])
     np.testing.assert_array_equal(one["z_program"], one["z_single_gene"])
@@ -227,7 +233,7 @@ def test_every_cell_is_scored_once_by_a_model_that_has_not_seen_it(ranked, folde
         }
         | {"descriptions": [fit["description"] for fit, *_ in fits]}
     )
-    whole = read_fits(files, [1, 2, 3])
+    whole = read_fits(files, [1, 2, 3], np.inf)
     first, *others = (cells.counts for _, cells in whole)
     assert all(counts is first for counts in others), "the counts are in memory once"
     for held, (model, cells) in enumerate(whole, start=1):
@@ -320,7 +326,7 @@ def test_scores_stand_on_refined_posteriors_where_asked_for(paths, trained, late
 def test_the_elbo_of_a_cell_is_that_of_its_posterior(detected, paths, trained, latent):
     files = {name: [str(trained[name])] for name in ("weights",)}
     files |= {"descriptions": [str(trained["description"])], "latents": [str(latent)]}
-    ((model, cells),) = read_fits(Named(paths | files), [None])
+    ((model, cells),) = read_fits(Named(paths | files), [None], np.inf)
     scored = cells.of("calibration", "query")
     elbo = cell_elbo(model, scored.data, CPU, at=scored.posterior)
     table = pd.read_parquet(detected["cells"]).set_index("cell_id")

@@ -97,6 +97,13 @@ def test_the_order_of_the_held_out_cells_is_nothing_to_their_scores(monkeypatch)
     )
 
 
+def test_scores_do_not_depend_on_how_cells_are_passed_through(request):
+    train, held_out = two_sides(kinds(np.random.default_rng(5), n_new=30))
+    at_once = enrichment(train, held_out, seed=1)
+    request.getfixturevalue("small_blocks")
+    np.testing.assert_allclose(enrichment(train, held_out, seed=1), at_once, rtol=1e-6, atol=1e-9)
+
+
 def test_the_same_seed_gives_the_same_scores():
     train, held_out = two_sides(kinds(np.random.default_rng(4), n_new=40))
     first = enrichment(train, held_out, seed=1)
@@ -184,10 +191,10 @@ def test_more_cells_than_the_classifier_takes_are_all_scored(monkeypatch):
     assert roc_auc_score(kind[N_TRAIN:] == 3, part) > 0.9
 
 
-def test_profiles_are_log_counts_at_the_median_library_size():
+def test_profiles_are_log_counts_at_a_common_library_size():
     counts = sp.csr_matrix(np.array([[4, 0, 6], [0, 1, 1], [30, 10, 0]]))
     size = np.array([10.0, 2.0, 40.0])
-    found = log_profiles(counts, size)
+    found = log_profiles(counts, size, 10.0)
     assert sp.issparse(found)
     expected = np.log1p(counts.toarray() / size[:, None] * 10.0)
     np.testing.assert_allclose(found.toarray(), expected)

@@ -14,6 +14,7 @@ import explain_anomalies
 from held_cells import read_cells
 from job import read_json
 from model_jobs import by_models, embed, train, with_obs
+from omics_vae.counts import Counts
 from omics_vae.model import load_model
 from pattern_tables import pattern_table, reason_warnings, size_table
 from patterns import (
@@ -31,7 +32,15 @@ from reference_groups import label_column, reference_groups
 from reference_profile import Comparison, Reference, ReferenceProfile, some_of
 from run_script import run_script
 from simulated_counts import CPU, small_run
-from technical_causes import causes_of, fit_ambient, in_words, of_pattern, parents_of, robust_z
+from technical_causes import (
+    ambient_profiles,
+    causes_of,
+    fit_ambient,
+    in_words,
+    of_pattern,
+    parents_of,
+    robust_z,
+)
 
 SPIKED = [f"cell{i}" for i in range(408, 420)]
 OTHERS = [f"cell{i}" for i in range(360, 366)]
@@ -236,6 +245,18 @@ def test_z_is_against_the_same_group_and_at_least_as_far_as_matters():
     np.testing.assert_allclose(z, [4.5, -5 / 1.4826, 0.0])
     _, middle = robust_z(np.array([5.0]), np.array([2]), normal, group, 2.0)
     assert middle[0] == np.median(normal)  # one normal cell is no group
+
+
+def test_what_floats_in_a_sample_is_the_mean_of_its_cells_weighted_by_their_counts(small_blocks):
+    rng = np.random.default_rng(0)
+    counts, sample = rng.poisson(2.0, (50, 30)), rng.choice(["a", "b", "c"], 50, p=[0.6, 0.3, 0.1])
+    counts[sample == "b", :5] *= 20
+    found = ambient_profiles(Counts.of(counts), sample)
+    assert set(found) == {"a", "b", "c", ""}
+    for name, profile in found.items():
+        total = counts[(sample == name) | (name == "")].sum(0)
+        np.testing.assert_allclose(profile, total / total.sum(), atol=1e-4)
+        assert profile.sum() == pytest.approx(1.0) and profile.min() > 0
 
 
 def test_the_ambient_share_of_a_mixture_is_found():
@@ -503,6 +524,14 @@ def test_the_same_inputs_give_the_same_bytes(explained, paths, trained, latent, 
         assert again[name].read_bytes() == path.read_bytes(), name
 
 
+def test_where_the_counts_lie_changes_no_byte(
+    explained, paths, trained, latent, tmp_path, counts_stay
+):
+    again = explain(tmp_path, paths, trained, latent, [*SPIKED, *OTHERS], doublets=OTHERS[:1])
+    for name, path in explained.items():
+        assert again[name].read_bytes() == path.read_bytes(), name
+
+
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_few_flagged_cells_are_no_trouble(n, explained, paths, trained, latent, tmp_path):
     few = explain(tmp_path, paths, trained, latent, SPIKED[:n])
@@ -520,7 +549,7 @@ def test_cells_beyond_those_that_define_patterns_are_assigned(
     paths, trained, latent, monkeypatch, tmp_path
 ):
     model, description = load_model(trained["weights"], trained["description"])
-    cells = read_cells(paths["counts"], paths["library_size"], str(latent), description)
+    cells = read_cells(paths["counts"], paths["library_size"], str(latent), description, np.inf)
     monkeypatch.setattr(explain_anomalies, "DEFINING_CELLS", 6)
     flagged = cells.take(cells.obs.index.get_indexer(SPIKED))
     reference = Reference.of(model, cells, 1, CPU)
@@ -561,7 +590,7 @@ def test_labels_of_the_reference_name_the_nearest_type(paths, trained, latent, t
 def test_the_profile_of_a_group_expects_what_its_cells_count(paths, trained, latent):
     description = read_json(trained["description"])
     model = load_model(trained["weights"], trained["description"])[0]
-    cells = read_cells(paths["counts"], paths["library_size"], str(latent), description)
+    cells = read_cells(paths["counts"], paths["library_size"], str(latent), description, np.inf)
     made_of = cells.of("train", "validation")
     label = np.where(made_of.latent[:, 0] > 0, "a", "b")
     groups = reference_groups(made_of.latent, pd.DataFrame({"cell_type": label}), 1)

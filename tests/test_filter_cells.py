@@ -8,7 +8,9 @@ from scipy import sparse
 
 from filter_cells import GENE_SETS, filter_cells, median_and_sd, qc_metrics, robust_limits
 from job import InputError
+from omics_vae.counts import Counts
 from run_script import run_script
+from stored_counts import CountFile
 
 OFF = dict.fromkeys(
     [
@@ -24,12 +26,12 @@ OFF = dict.fromkeys(
 )
 
 
-def make_sample(X, genes=None, roles=None) -> anndata.AnnData:
+def make_sample(X, genes=None, roles=None) -> CountFile:
     X = sparse.csr_matrix(np.asarray(X, dtype=np.int32))
     genes = genes or [f"GENE{i}" for i in range(X.shape[1])]
     obs = pd.DataFrame({"sample": "s1", "role": roles or ["reference"] * X.shape[0]})
     obs.index = [f"cell{i}" for i in range(X.shape[0])]
-    return anndata.AnnData(X, obs=obs, var=pd.DataFrame(index=genes))
+    return CountFile(Counts(X), obs, pd.DataFrame(index=genes))
 
 
 def simulate(n_cells: int, n_genes: int = 200, seed: int = 0) -> np.ndarray:
@@ -64,11 +66,22 @@ def test_gene_sets_hold_their_genes_and_no_namesakes(quantity, inside, outside):
 
 
 def test_metrics_of_a_known_cell():
-    X = sparse.csr_matrix([[1, 0, 3, 4], [0, 0, 0, 0]])
+    X = Counts.of([[1, 0, 3, 4], [0, 0, 0, 0]])
     metrics = qc_metrics(X, pd.Index(["MT-ND1", "RPL3", "HBB", "CD3D"]))
     assert metrics.loc[0].tolist() == [8, 3, 12.5, 0.0, 37.5]
     assert metrics.loc[1, ["total_counts", "n_genes"]].tolist() == [0, 0]
     assert metrics.loc[1, list(GENE_SETS)].isna().all()
+
+
+def test_metrics_of_a_cell_do_not_depend_on_the_others(small_blocks):
+    """Cells are passed through in blocks."""
+    X = simulate(40)
+    genes = pd.Index([f"{name}{i}" for i in range(40) for name in ("MT-", "RPS", "HBB", "G", "H")])
+    metrics = qc_metrics(Counts.of(X), genes)
+    assert metrics["total_counts"].tolist() == X.sum(1).tolist()
+    assert metrics["n_genes"].tolist() == (X > 0).sum(1).tolist()
+    np.testing.assert_allclose(metrics["pct_mito"], 100 * X[:, ::5].sum(1) / X.sum(1))
+    np.testing.assert_allclose(metrics["pct_ribo"], 100 * X[:, 1::5].sum(1) / X.sum(1))
 
 
 def test_robust_sd_is_the_sd_of_a_normal_law_and_ignores_outliers():
@@ -116,8 +129,9 @@ def test_every_reason_is_said_with_its_numbers():
         "total_counts 112 < 200 (min_counts); n_genes 2 < 10 (min_genes)"
     )
     assert not table.loc[3, "kept"]
-    assert table["kept"].sum() == filtered.n_obs == summary["n_kept"] == 49
-    assert "cell3" not in filtered.obs_names
+    assert table["kept"].sum() == summary["n_kept"] == 49
+    assert len(filtered.obs) == len(filtered.counts) == 49
+    assert "cell3" not in filtered.obs.index
     assert {x["origin"]: x["n_dropped"] for x in summary["dropped_by"]} == {
         "empty cell": 0,
         "min_counts": 1,

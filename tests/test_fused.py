@@ -105,11 +105,11 @@ ARCHITECTURES = [
 
 def step_of(model: VAE, data: CountData, seed: int, beta: float, free_bits: float = 0.0):
     """Loss and gradients of the fused step, and those of the reference."""
-    step = fused.FusedStep(model, data, is_bfloat16=False)
+    step = fused.FusedStep(model, len(data), is_bfloat16=False)
     rows = np.random.default_rng(seed).permutation(N_CELLS)[:40]
     rows = np.unique(np.r_[rows, 0:4])
     noise = step.noise(len(rows), seed, 0)
-    found = step(rows, noise, beta, free_bits)
+    found = step(data, rows, noise, beta, free_bits)
     gradients = {name: p.grad for name, p in model.named_parameters()}
     expected = reference(model, data, rows, noise, step.unit_scale, beta, free_bits)
     return found, gradients, expected
@@ -125,6 +125,22 @@ def test_the_step_has_the_gradients_of_the_model_in_float64(architecture, seed):
     np.testing.assert_allclose(found, loss, rtol=1e-4)
     errors = differences(gradients, expected)
     assert max(errors.values()) < 1e-5, errors
+
+
+def test_the_step_of_taken_cells_is_the_step_of_those_cells():
+    """Positions count in the data that is given, whose rows lie anywhere in a larger matrix."""
+    data = with_design(4)
+    model = restless(data, dispersion="gene_batch", encode_covariates=True)
+    step = fused.FusedStep(model, len(data), is_bfloat16=False)
+    place, rows = np.array([30, 4, 4, 17, 9, 40]), np.array([5, 0, 2, 3])
+    noise = step.noise(4, 1, 0)
+    found = []
+    for given, at in ((data, place[rows]), (data.take(place), rows)):
+        loss = step(given, at, noise, 1.0)
+        found.append((loss, [p.grad.clone() for p in model.parameters()]))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("free_bits", [0.02, 0.6, 100.0])
@@ -152,10 +168,10 @@ def test_where_all_is_clamped_nothing_moves(likelihood):
 def test_bfloat16_rounds_the_output_layer_and_nothing_else(likelihood):
     data = cells(2)
     model = restless(data, likelihood=likelihood)
-    step = fused.FusedStep(model, data, is_bfloat16=True)
+    step = fused.FusedStep(model, len(data), is_bfloat16=True)
     rows = np.arange(4, 44)
     noise = step.noise(40, 0, 0)
-    found = step(rows, noise, 1.0)
+    found = step(data, rows, noise, 1.0)
     loss, expected = reference(model, data, rows, noise, step.unit_scale, 1.0)
     _, reconstruction, kl = loss
     assert found.kl == pytest.approx(kl, rel=1e-6)
@@ -237,8 +253,8 @@ def test_what_is_no_number_stays_none():
     model = restless(data)
     with torch.no_grad():
         model.profile.bias[3] = float("nan")
-    step = fused.FusedStep(model, data, is_bfloat16=False)
-    assert np.isnan(step(np.arange(9), step.noise(9, 0, 0), 1.0).loss)
+    step = fused.FusedStep(model, len(data), is_bfloat16=False)
+    assert np.isnan(step(data, np.arange(9), step.noise(9, 0, 0), 1.0).loss)
 
 
 # ---- noise
@@ -246,7 +262,7 @@ def test_what_is_no_number_stays_none():
 
 def test_noise_is_a_function_of_seed_and_step():
     data = cells()
-    step = fused.FusedStep(restless(data), data, is_bfloat16=False)
+    step = fused.FusedStep(restless(data), len(data), is_bfloat16=False)
     one, same, other, later = (step.noise(2000, *at) for at in ((1, 5), (1, 5), (2, 5), (1, 6)))
     np.testing.assert_array_equal(one.z, same.z)
     np.testing.assert_array_equal(one.kept, same.kept)

@@ -86,6 +86,7 @@ VAE = [
     "__init__",
     "adam",
     "compiled",
+    "counts",
     "data",
     "fused",
     "inference",
@@ -94,7 +95,8 @@ VAE = [
     "model",
     "priors",
 ]
-MODEL = {"job.py", "model_inputs.py", "design.py", *(f"omics_vae/{name}.py" for name in VAE)}
+COUNTS = {"job.py", "stored_counts.py", "omics_vae/__init__.py", "omics_vae/counts.py"}
+MODEL = COUNTS | {"model_inputs.py", "design.py", *(f"omics_vae/{name}.py" for name in VAE)}
 STEPS = ["collapse", "initialisation", "pruning", "training"]
 TRAINING = MODEL | {f"omics_vae/{name}.py" for name in STEPS}
 HELD = MODEL | {"held_cells.py"}
@@ -106,17 +108,18 @@ FIGURES = ["anomalies", "latent", "library_size", "pruning", "qc", "rate_distort
 FIGURES += ["check", "patterns"]
 # Written out, so that a new import, which makes a rule rerun with one more file, is a decision.
 FILES = {
-    "annotate_counts": {"job.py", "compute_umap.py"},
+    "annotate_counts": COUNTS | {"compute_umap.py"},
     "choose_likelihood": MODEL,
-    "compute_library_size": {"job.py"},
+    "compute_library_size": COUNTS,
     "compute_umap": {"job.py"},
     "check_injected": DETECTION | {"injection.py", "doublets.py"},
     "choose_held_group": HELD | {"reference_groups.py"},
     "detect_anomalies": DETECTION,
     "embed_cells": MODEL,
-    "explain_anomalies": HELD | {"technical_causes.py", *(f"{name}.py" for name in REASONS)},
-    "filter_cells": {"job.py", "gene_sets.py"},
-    "import_counts": {"job.py"} | READERS,
+    "explain_anomalies": HELD
+    | {"technical_causes.py", "omics_vae/anomaly.py", *(f"{name}.py" for name in REASONS)},
+    "filter_cells": COUNTS | {"gene_sets.py"},
+    "import_counts": COUNTS | READERS,
     "make_bulk_example": {"job.py"},
     "make_example": {"job.py"},
     "measure_evidence": MODEL,
@@ -126,7 +129,7 @@ FILES = {
     "score_doublets": HELD
     | {"doublets.py", "doublet_model.py", "reference_groups.py", "omics_vae/anomaly.py"},
     "score_genes": HELD | {"gene_tests.py", "omics_vae/anomaly.py"},
-    "select_features": {"job.py", "join_samples.py", "splits.py", "cohort.py"},
+    "select_features": COUNTS | {"join_samples.py", "variable_genes.py", "splits.py", "cohort.py"},
     "trace_rate_distortion": {"job.py"},
     "train_vae": TRAINING,
     "write_report": {"job.py", "report_tables.py", "run_record.py"},

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+import count_formats
 from import_counts import as_text, clean_column, describe_cells, import_counts
-from job import InputError, write_h5ad
+from job import InputError
 
 OBS = pd.DataFrame(
     {
@@ -131,9 +132,8 @@ def test_one_sample_from_file_to_file(tmp_path):
     path = tmp_path / "a.h5ad"
     source.write_h5ad(path)
     asked = row(role="obs:part", condition="obs:donor", path="data/a.h5ad")
-    adata, summary = import_counts(str(path), asked, "Gene Expression")
     for name in ("one.h5ad", "two.h5ad"):
-        write_h5ad(adata, tmp_path / name)
+        summary = import_counts(str(path), asked, "Gene Expression", str(tmp_path / name))
     assert (tmp_path / "one.h5ad").read_bytes() == (tmp_path / "two.h5ad").read_bytes()
     written = anndata.read_h5ad(tmp_path / "one.h5ad")
     assert written.X.dtype == np.int32 and written.X.format == "csr"
@@ -157,10 +157,37 @@ def test_one_sample_from_file_to_file(tmp_path):
     }
 
 
-def test_real_data_with_donors(shared_data):
+def test_blocks_of_cells_without_a_role_are_left_out(tmp_path, monkeypatch):
+    """At the start, between others and at the end of the file."""
+    monkeypatch.setattr(count_formats, "BLOCK_ROWS", 2)
+    part = ["", "", "query", "", "", "", "reference", "query", "", ""]
+    counts = np.arange(1, 31).reshape(10, 3)
+    obs = pd.DataFrame({"part": part}, index=[f"c{i}" for i in range(10)])
+    anndata.AnnData(sparse.csr_matrix(counts), obs=obs).write_h5ad(tmp_path / "a.h5ad")
+    asked, output = row(role="obs:part"), str(tmp_path / "out.h5ad")
+    import_counts(str(tmp_path / "a.h5ad"), asked, "Gene Expression", output)
+    written = anndata.read_h5ad(output)
+    assert list(written.obs_names) == ["c2", "c6", "c7"]
+    np.testing.assert_array_equal(written.X.toarray(), counts[[2, 6, 7]])
+
+
+def test_a_wrong_value_in_a_late_cell_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(count_formats, "BLOCK_ROWS", 2)
+    counts = np.ones((7, 2))
+    counts[5, 1] = 0.5
+    anndata.AnnData(sparse.csr_matrix(counts)).write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(InputError, match=r"cell '5', gene '1' is 0\.5"):
+        import_counts(
+            str(tmp_path / "a.h5ad"), row(), "Gene Expression", str(tmp_path / "out.h5ad")
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]
+
+
+def test_real_data_with_donors(shared_data, tmp_path):
     path = str(shared_data / "kang_ifnb_2000.h5ad")
     asked = row(path=path, role="reference", condition="obs:condition")
-    adata, summary = import_counts(path, asked, "Gene Expression")
+    summary = import_counts(path, asked, "Gene Expression", str(tmp_path / "kang.h5ad"))
+    adata = anndata.read_h5ad(tmp_path / "kang.h5ad")
     assert adata.shape == (2000, 9015) and summary["n_cells_by_role"]["reference"] == 2000
     assert adata.obs["condition"].value_counts().to_dict() == {"ctrl": 1000, "stim": 1000}
     assert not adata.obs.isna().any().any()

@@ -48,7 +48,7 @@ def test_counts_start_as_the_pooled_profile(data, unit, decoder, likelihood):
 
 @torch.no_grad()
 def test_a_gene_without_a_count_starts_low_and_finite(data):
-    counts = data.counts.tolil()
+    counts = data.counts[:].tolil()
     counts[:, 4] = 0
     data = CountData(counts.tocsr(), data.log_offset)
     for decoder in ("softmax", "free"):
@@ -74,7 +74,7 @@ def test_a_zinb_starts_with_few_lost_counts(data):
 
 @pytest.mark.parametrize("fixed", [None, 0.3])
 @torch.no_grad()
-def test_a_gaussian_starts_as_mean_and_variance_of_the_log_counts(data, fixed):
+def test_a_gaussian_starts_as_mean_and_variance_of_the_log_counts(data, fixed, small_blocks):
     model = small_model(data, likelihood="gaussian", gaussian_variance=fixed).eval()
     start = decoded(model, data, flat=True)
     depth = np.exp(np.median(data.log_offset))

@@ -3,12 +3,14 @@
 import errno
 import json
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from scipy import sparse
 
@@ -39,10 +41,14 @@ def stop_with(given, error: BaseException) -> str:
     return Path(given.log[0]).read_text()
 
 
-def test_a_job_that_ends_well_leaves_its_log(given):
+def test_a_job_that_ends_well_leaves_its_log_and_what_memory_it_took(given):
     with job(given) as log:
         log.info("%d cells", 3)
-    assert Path(given.log[0]).read_text().endswith(" INFO 3 cells\n")
+    said, last = Path(given.log[0]).read_text().splitlines()
+    assert said.endswith(" INFO 3 cells")
+    (peak,) = re.findall(r" INFO done; peak memory (\d+) MB$", last)
+    now = psutil.Process().memory_info().rss / 1e6
+    assert 0.9 * now < int(peak) < 100 * now
 
 
 def test_the_log_is_of_the_last_try_only(given):

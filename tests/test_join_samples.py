@@ -7,33 +7,52 @@ import pytest
 from scipy import sparse
 
 from job import InputError
-from join_samples import cell_ids, join_samples
+from join_samples import JoinedCounts, cell_ids, join_samples
+from omics_vae.counts import Counts
+from stored_counts import CountFile, write_h5ad
 
 SYMBOLS = [f"GENE{i}" for i in range(40)]
 
 
-def make_sample(name, genes, n_cells=4, cells=None, **obs) -> anndata.AnnData:
+def make_sample(name, genes, n_cells=4, cells=None, **obs) -> CountFile:
     rng = np.random.default_rng(len(name) + len(genes))
     X = sparse.csr_matrix(rng.poisson(3, (n_cells, len(genes))).astype(np.int32))
     table = pd.DataFrame({"sample": [name] * n_cells, "role": "reference"} | obs)
     table.index = cells or [f"{name}_{i}" for i in range(n_cells)]
-    return anndata.AnnData(X, obs=table, var=pd.DataFrame(index=genes))
+    return CountFile(Counts(X), table, pd.DataFrame(index=genes))
+
+
+def read(counts: JoinedCounts) -> sparse.csr_matrix:
+    return sparse.vstack([block for _, block in counts.blocks()], format="csr")
 
 
 def test_counts_of_each_cell_and_gene_survive_the_join():
     first = make_sample("a", SYMBOLS)
     second = make_sample("b", [*reversed(SYMBOLS[5:]), "ONLY_B"], n_cells=3)
-    joined, lost, warnings = join_samples([first, second])
-    assert joined.var_names.tolist() == SYMBOLS[5:]
-    assert joined.X.format == "csr"
-    assert joined.X.dtype == np.int32
+    counts, obs, var, lost, warnings = join_samples([first, second])
+    assert var.index.tolist() == SYMBOLS[5:]
+    assert counts.shape == (7, 35)
     assert lost == {"a": 5, "b": 1}
     assert warnings == []
+    joined = pd.DataFrame(read(counts).toarray(), obs.index, var.index)
     for sample in (first, second):
-        expected = sample[:, joined.var_names].to_df()
-        pd.testing.assert_frame_equal(
-            joined[sample.obs_names].to_df(), expected, check_names=False, check_dtype=False
-        )
+        of_sample = pd.DataFrame(sample.counts.toarray(), sample.obs.index, sample.var.index)
+        expected = of_sample[var.index]
+        pd.testing.assert_frame_equal(joined.loc[expected.index], expected, check_names=False)
+
+
+def test_of_joined_counts_the_kept_cells_and_genes_are_left(small_blocks):
+    """Also where a sample keeps none; blocks say which rows of all they are."""
+    samples = [make_sample("a", SYMBOLS), make_sample("b", SYMBOLS), make_sample("c", SYMBOLS)]
+    counts = join_samples(samples)[0]
+    kept = np.array([0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 1], dtype=bool)
+    genes = np.array([7, 2, 30])
+    found = counts.take(kept).of_genes(genes)
+    assert found.shape == (4, 3)
+    expected = read(counts).toarray()[kept][:, genes]
+    np.testing.assert_array_equal(read(found).toarray(), expected)
+    for rows, block in found.blocks():
+        np.testing.assert_array_equal(block.toarray(), expected[rows])
 
 
 def test_only_clashing_names_get_the_sample_and_all_of_them_do():
@@ -50,8 +69,9 @@ def test_an_ambiguous_id_is_an_error():
 def test_columns_of_different_types_or_of_one_sample_only_can_be_written(tmp_path):
     first = make_sample("a", SYMBOLS, batch=1, good=True, note=["x", "y", "x", "z"])
     second = make_sample("b", SYMBOLS, batch="two", age=3)
-    joined = join_samples([first, second])[0]
-    joined.write_h5ad(tmp_path / "joined.h5ad")
+    counts, obs, var, *_ = join_samples([first, second])
+    blocks = (block for _, block in counts.blocks())
+    write_h5ad(tmp_path / "joined.h5ad", {"X": blocks}, {"obs": obs, "var": var})
     obs = anndata.read_h5ad(tmp_path / "joined.h5ad").obs
     assert obs["batch"].tolist() == ["1"] * 4 + ["two"] * 4
     assert obs["good"].tolist()[:4] == ["True"] * 4
@@ -89,7 +109,7 @@ def test_the_odd_sample_out_is_the_one_shown():
 
 def test_few_shared_genes_are_a_warning():
     second = make_sample("b", SYMBOLS[:28] + [f"NEW{i}" for i in range(12)])
-    warnings = join_samples([make_sample("a", SYMBOLS), second])[2]
+    *_, warnings = join_samples([make_sample("a", SYMBOLS), second])
     assert len(warnings) == 1
     assert "only 28 genes are shared" in warnings[0]
 
@@ -97,6 +117,6 @@ def test_few_shared_genes_are_a_warning():
 def test_gene_ids_stay_with_their_genes():
     first = make_sample("a", SYMBOLS)
     second = make_sample("b", [*reversed(SYMBOLS)])
-    second.var["gene_id"] = ["id_" + gene for gene in second.var_names]
-    joined = join_samples([first, second])[0]
-    assert joined.var["gene_id"].tolist() == ["id_" + gene for gene in joined.var_names]
+    second.var["gene_id"] = ["id_" + gene for gene in second.var.index]
+    var = join_samples([first, second])[2]
+    assert var["gene_id"].tolist() == ["id_" + gene for gene in var.index]

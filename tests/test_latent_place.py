@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, spearmanr
 
-from latent_place import RIDGE, mixture_surprise, neighbour_distance
+import latent_place
+from latent_place import RIDGE, fit_mixture, neighbour_distance
+
+
+def mixture_surprise(train, validation, cells, seed):
+    return -fit_mixture(train, validation, seed).score_samples(cells)
 
 
 @pytest.fixture
@@ -57,3 +62,14 @@ def test_the_two_measures_agree_on_a_simple_cloud(rng):
     train, cells = rng.standard_normal((800, 2)), 1.5 * rng.standard_normal((200, 2))
     surprise = mixture_surprise(train, train[:100], cells, seed=1)
     assert spearmanr(surprise, neighbour_distance(train, cells)).statistic > 0.9
+
+
+def test_of_very_many_training_cells_some_are_sought_among(rng, monkeypatch):
+    train, cells = rng.standard_normal((4000, 2)), rng.standard_normal((300, 2))
+    of_all = neighbour_distance(train, cells)
+    monkeypatch.setattr(latent_place, "NEIGHBOUR_CELLS", 1000)
+    of_some = neighbour_distance(train, cells, seed=1)
+    np.testing.assert_array_equal(of_some, neighbour_distance(train, cells, seed=1))
+    # In two dimensions a quarter of the cells are twice as far apart.
+    assert np.median(of_some - of_all) == pytest.approx(np.log(2.0), abs=0.1)
+    assert spearmanr(of_some, of_all).statistic > 0.8

@@ -10,14 +10,14 @@ import pytest
 
 from design import Design
 from job import write_parquet
-from model_inputs import LATENT_COLUMNS, embedding_of, latent_table, read_model_inputs
-from model_jobs import PRUNED, embed, prune, with_obs
+from model_inputs import LATENT_COLUMNS, embedding_of, latent_table
+from model_jobs import PRUNED, embed, prune, read_inputs, with_obs
 from omics_vae import inference
 from omics_vae.inference import CellElbo, Embedding, cell_elbo
 from omics_vae.model import load_model, save_model
 from omics_vae.pruning import EVIDENCE_DRAWS, Evidence
 from prune_latent import elbo_row, evidence_table, pruning_warnings, range_of_dimensions
-from simulated_counts import CPU, PRUNE, small_model, small_run
+from simulated_counts import CPU, PRUNE, small_model, small_run, write_counts
 
 NO_DESIGN = Design({}, {}, []).as_json()
 
@@ -28,7 +28,7 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     paths = small_run(folder)
     paths |= {"weights": str(folder / "m.safetensors"), "description": str(folder / "m.json")}
-    data = read_model_inputs(paths["counts"], paths["library_size"])
+    data = read_inputs(paths)
     model = small_model(data.split("train"), n_latent=4)
     model.decoder[0].weight.data[:, 2] = 0.0
     save_model(model, paths["weights"], paths["description"], data.genes, design=NO_DESIGN)
@@ -56,7 +56,7 @@ def test_the_files_tell_one_story(pruned, inputs):
     assert list(elbo["n_latent"]) == [4, summary["n_kept"], summary["n_kept"]]
     np.testing.assert_allclose(elbo["elbo"], elbo["reconstruction"] - elbo["kl"], rtol=1e-6)
     model, content = load_model(pruned["weights"], pruned["description"])
-    data = read_model_inputs(inputs["counts"], inputs["library_size"])
+    data = read_inputs(inputs)
     assert content["genes"] == data.genes
     assert content["design"] == NO_DESIGN
     held_out = cell_elbo(model, data.split("validation"), CPU, EVIDENCE_DRAWS)
@@ -68,6 +68,12 @@ def test_the_files_tell_one_story(pruned, inputs):
 
 
 def test_the_same_inputs_give_the_same_bytes(pruned, inputs, tmp_path):
+    again = prune(tmp_path / "again", inputs, inputs)
+    for name, path in pruned.items():
+        assert again[name].read_bytes() == path.read_bytes(), name
+
+
+def test_where_the_counts_lie_changes_no_byte(pruned, inputs, tmp_path, counts_stay):
     again = prune(tmp_path / "again", inputs, inputs)
     for name, path in pruned.items():
         assert again[name].read_bytes() == path.read_bytes(), name
@@ -93,9 +99,7 @@ def test_cells_held_out_of_the_training_do_not_prune_either(inputs, tmp_path):
     counts = adata.X.tolil()
     counts[np.r_[np.flatnonzero(fold == 2), held], 0] = 500
     adata.X = counts.tocsr()
-    (tmp_path / "other").mkdir()
-    adata.write_h5ad(tmp_path / "other" / "counts.h5ad")
-    other = folded | {"counts": str(tmp_path / "other" / "counts.h5ad")}
+    other = folded | write_counts(tmp_path / "other", adata)
     kept_out = {"fold": 2, "held": str(tmp_path / "held.parquet")}
     first = prune(tmp_path / "a", folded, inputs, **kept_out)
     again = prune(tmp_path / "b", other, inputs, **kept_out)
@@ -108,10 +112,22 @@ def test_cells_held_out_of_the_training_do_not_prune_either(inputs, tmp_path):
 # ---- the posterior of every cell
 
 
+def test_the_posterior_is_written_in_the_order_of_all_counts(pruned, inputs, tmp_path):
+    ordered = pd.read_parquet(embed(tmp_path / "ordered", inputs, pruned))
+    adata = ad.read_h5ad(inputs["counts"])
+    order = np.random.default_rng(0).permutation(adata.n_obs)
+    mixed = inputs | write_counts(tmp_path, adata, order)
+    found = pd.read_parquet(embed(tmp_path / "mixed", mixed, pruned))
+    assert found["cell_id"].tolist() == ordered["cell_id"].tolist()
+    np.testing.assert_allclose(
+        found.drop(columns="cell_id"), ordered.drop(columns="cell_id"), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_embedding_writes_the_posterior_of_every_cell(pruned, inputs, tmp_path):
     latent = pd.read_parquet(embed(tmp_path, inputs, pruned))
     model, _ = load_model(pruned["weights"], pruned["description"])
-    data = read_model_inputs(inputs["counts"], inputs["library_size"])
+    data = read_inputs(inputs)
     at = inference.embed(model, data.data, CPU)
     n = model.architecture.n_latent
     assert list(latent.columns) == [
@@ -127,13 +143,21 @@ def test_embedding_writes_the_posterior_of_every_cell(pruned, inputs, tmp_path):
     np.testing.assert_allclose(latent["log_size"], data.data.log_offset, rtol=1e-6)
 
 
+@pytest.mark.parametrize("refine", [False, True])
+def test_where_the_counts_lie_moves_no_posterior(pruned, inputs, tmp_path, request, refine):
+    read = embed(tmp_path / "read", inputs, pruned, for_scores=refine)
+    request.getfixturevalue("counts_stay")
+    left = embed(tmp_path / "left", inputs, pruned, for_scores=refine)
+    assert left.read_bytes() == read.read_bytes()
+
+
 def test_refined_posteriors_are_better_and_written_only_where_asked_for(pruned, inputs, tmp_path):
     plain = embed(tmp_path / "plain", inputs, pruned, steps=99).read_bytes()
     assert embed(tmp_path / "again", inputs, pruned).read_bytes() == plain
     path = embed(tmp_path / "refined", inputs, pruned, steps=20, for_scores=True)
     refined = embedding_of(pd.read_parquet(path))
     model, _ = load_model(pruned["weights"], pruned["description"])
-    data = read_model_inputs(inputs["counts"], inputs["library_size"]).data
+    data = read_inputs(inputs).data
     # By the draws of the job's own seed no cell has lost, and most have gained.
     gain = cell_elbo(model, data, CPU, 16, seed=1, at=refined).of_cells
     gain -= cell_elbo(model, data, CPU, 16, seed=1).of_cells

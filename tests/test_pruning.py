@@ -316,7 +316,7 @@ def test_axes_do_not_count_depth_nor_genes_never_seen():
     mu, size = expected_counts((300, 50), 2)
     data = counts_of(mu, size)
     never = sp.csr_matrix((300, 40))
-    assert signal_axes(CountData(sp.hstack([data.counts, never]).tocsr(), data.log_offset)) == 2
+    assert signal_axes(CountData(sp.hstack([data.counts[:], never]).tocsr(), data.log_offset)) == 2
     mu, size = expected_counts((300, 50), 0)
     deeper = np.exp(np.random.default_rng(3).normal(0, 1.0, 300))
     assert signal_axes(counts_of(mu * deeper[:, None], size * deeper)) == 0

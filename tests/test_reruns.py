@@ -92,6 +92,7 @@ HELD = "detect_anomalies score_genes score_doublets explain_anomalies choose_hel
 HELD += "check_injected"
 MODEL = f"train_vae prune_latent embed_cells measure_evidence {HELD}"
 DETECTION = "detect_anomalies check_injected"
+COUNTS = f"import_counts filter_cells select_features compute_library_size {MODEL} annotate_counts"
 
 
 def with_all_after(rules: str, left_out=OPTIONAL) -> set[str]:
@@ -121,6 +122,8 @@ SETTINGS = {
     ("samples", "same.tsv"): "write_report",
     ("seed", 2): "select_features",
     ("device", "auto"): MODEL,
+    # How much of the counts is held changes no result.
+    ("memory", 2): "write_report",
     ("import.feature_type", "Peaks"): "import_counts",
     ("preprocess.filter_cells.min_counts", 21): "filter_cells",
     ("preprocess.filter_cells.n_mads", None): "filter_cells",
@@ -136,6 +139,7 @@ SETTINGS = {
     ("train.beta", 2): "train_vae",
     ("train.kl_warmup", "cosine"): "train_vae",
     ("train.learning_rate", 0.002): "train_vae",
+    ("train.validation_cells", 100): "train_vae",
     # Changes no result; still a setting of the training, so a trained model is trained again.
     ("train.precision", "float32"): "train_vae",
     ("train.checkpoint_seconds", 30): "train_vae",
@@ -181,8 +185,10 @@ FILES = {
     f"{SCRIPTS}/count_formats.py": "import_counts",
     f"{SCRIPTS}/dense_formats.py": "import_counts",
     f"{SCRIPTS}/join_samples.py": "select_features",
+    f"{SCRIPTS}/variable_genes.py": "select_features",
     f"{SCRIPTS}/splits.py": "select_features",
     f"{SCRIPTS}/cohort.py": "select_features",
+    f"{SCRIPTS}/stored_counts.py": COUNTS,
     f"{SCRIPTS}/model_inputs.py": MODEL,
     f"{SCRIPTS}/design.py": MODEL,
     f"{SCRIPTS}/held_cells.py": HELD,
@@ -203,9 +209,10 @@ FILES = {
     f"{SCRIPTS}/figure_style.py": PLOTS,
     f"{SCRIPTS}/report_tables.py": "write_report",
     f"{SCRIPTS}/run_record.py": "write_report",
-    f"{SCRIPTS}/omics_vae/__init__.py": MODEL,
+    f"{SCRIPTS}/omics_vae/__init__.py": COUNTS,
     f"{SCRIPTS}/omics_vae/adam.py": MODEL,
     f"{SCRIPTS}/omics_vae/compiled.py": MODEL,
+    f"{SCRIPTS}/omics_vae/counts.py": COUNTS,
     f"{SCRIPTS}/omics_vae/data.py": MODEL,
     f"{SCRIPTS}/omics_vae/fused.py": MODEL,
     f"{SCRIPTS}/omics_vae/inference.py": MODEL,
@@ -217,7 +224,7 @@ FILES = {
     f"{SCRIPTS}/omics_vae/initialisation.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/training.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/pruning.py": "train_vae prune_latent",
-    f"{SCRIPTS}/omics_vae/anomaly.py": f"{DETECTION} score_genes score_doublets",
+    f"{SCRIPTS}/omics_vae/anomaly.py": f"{DETECTION} score_genes score_doublets explain_anomalies",
     "workflow/report/report.html": "write_report",
     # What no result depends on.
     f"{SCRIPTS}/configuration.py": "",

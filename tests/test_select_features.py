@@ -1,13 +1,21 @@
 """The model's genes are chosen from all cells alike, on any data, the same each time."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from scipy import sparse
+from scipy.stats import spearmanr
 
+import select_features as select_module
+import stored_counts
 from job import InputError
+from join_samples import JoinedCounts
+from omics_vae.counts import Counts
 from run_script import run_script
 from select_features import (
     MIN_BATCH_CELLS,
@@ -17,9 +25,10 @@ from select_features import (
     read_gene_list,
     select_features,
     select_variable,
-    variability,
     voting_groups,
+    write_all,
 )
+from stored_counts import ROW, CountFile
 
 SETTINGS = {"n_features": 50, "min_cells": 5, "gene_list": None, "batch_aware": True}
 SPLIT = {"validation": 0.1, "calibration": 0.33, "by": "auto", "min_donors": 6}
@@ -33,49 +42,61 @@ def simulate(n_cells=400, n_genes=300, seed=0) -> np.ndarray:
     return rng.poisson(rates)
 
 
-def make_sample(X, name="s1", roles=None, **obs) -> anndata.AnnData:
+def make_sample(X, name="s1", roles=None, **obs) -> CountFile:
     n_cells, n_genes = X.shape
     roles = roles or (["reference"] * (n_cells - 60) + ["query"] * 60)
     table = pd.DataFrame({"sample": [name] * n_cells, "role": roles} | obs)
     table.index = [f"{name}_{i}" for i in range(n_cells)]
     var = pd.DataFrame(index=[f"GENE{i}" for i in range(n_genes)])
-    return anndata.AnnData(sparse.csr_matrix(X.astype(np.int32)), obs=table, var=var)
+    return CountFile(Counts.of(X.astype(np.int32)), table, var)
+
+
+def joined(sample: CountFile) -> tuple[JoinedCounts, pd.DataFrame, pd.DataFrame]:
+    """One sample as several joined ones are."""
+    return JoinedCounts([sample.counts]), sample.obs, sample.var
+
+
+def output_in(folder) -> SimpleNamespace:
+    files = {name: str(folder / f"{name}.h5ad") for name in ("counts", "model_counts")}
+    return SimpleNamespace(**files)
 
 
 def test_genes_of_the_cell_types_are_selected():
-    counts, summary = select_features(
+    _, _, var, summary = select_features(
         [make_sample(simulate())], None, SETTINGS, SPLIT, 0, "cells", 0
     )
-    selected = set(counts.var_names[counts.var["selected"]])
+    selected = set(var.index[var["selected"]])
     assert len(selected & {f"GENE{i}" for i in range(20)}) >= 18
     assert summary["n_selected"] == 50
-    assert set(counts.var["selected_by"]) == {"variable", ""}
+    assert set(var["selected_by"]) == {"variable", ""}
 
 
 def test_a_gene_that_only_query_cells_express_can_be_selected():
     X = simulate()
     X[:, 299] = 0
     X[-12:, 299] = 6
-    counts, _ = select_features([make_sample(X)], None, SETTINGS, SPLIT, 0, "cells", 0)
-    assert (counts.obs["role"].iloc[-12:] == "query").all()
-    assert counts.var.loc["GENE299", "selected"]
+    _, obs, var, _ = select_features([make_sample(X)], None, SETTINGS, SPLIT, 0, "cells", 0)
+    assert (obs["role"].iloc[-12:] == "query").all()
+    assert var.loc["GENE299", "selected"]
 
 
 def test_the_choice_of_genes_never_looks_at_roles():
     X = simulate()
     roles = ["reference"] * 340 + ["query"] * 60
-    first, _ = select_features([make_sample(X, roles=roles)], None, SETTINGS, SPLIT, 0, "cells", 0)
-    second, _ = select_features(
+    _, _, first, _ = select_features(
+        [make_sample(X, roles=roles)], None, SETTINGS, SPLIT, 0, "cells", 0
+    )
+    _, _, second, _ = select_features(
         [make_sample(X, roles=roles[::-1])], None, SETTINGS, SPLIT, 0, "cells", 9
     )
-    pd.testing.assert_frame_equal(first.var, second.var)
+    pd.testing.assert_frame_equal(first, second)
 
 
 def test_more_features_than_genes_selects_all():
-    counts, summary = select_features(
+    _, _, var, summary = select_features(
         [make_sample(simulate())], None, SETTINGS | {"n_features": 300}, SPLIT, 0, "cells", 0
     )
-    assert counts.var["selected"].all()
+    assert var["selected"].all()
     assert summary["method"] == "all genes"
 
 
@@ -99,8 +120,8 @@ def test_small_batches_vote_together_or_not_at_all(sizes, expected):
 
 def test_a_tiny_batch_breaks_nothing_and_is_said():
     sample = make_sample(simulate(), batch=["a"] * 200 + ["b"] * 197 + ["tiny"] * 3)
-    counts, summary = select_features([sample], None, SETTINGS, SPLIT, 0, "cells", 0)
-    assert counts.var["selected"].sum() == 50
+    _, _, var, summary = select_features([sample], None, SETTINGS, SPLIT, 0, "cells", 0)
+    assert var["selected"].sum() == 50
     assert any("3 cells of batches" in warning for warning in summary["warnings"])
 
 
@@ -109,10 +130,10 @@ def test_batch_differences_are_no_variability_when_batch_aware():
     rates = np.exp(np.random.default_rng(1).normal(0, 0.5, 40))
     X[:200, 250:290] = np.random.default_rng(2).poisson(5 * rates, (200, 40))
     X[200:, 250:290] = np.random.default_rng(3).poisson(rates, (200, 40))
-    counts = make_sample(X, batch=["a"] * 200 + ["b"] * 200)
-    of_batch = slice(250, 290)
-    assert select_variable(counts, 50, batch_aware=False)[0][of_batch].sum() > 20
-    assert select_variable(counts, 50, batch_aware=True)[0][of_batch].sum() < 15
+    counts = joined(make_sample(X))[0]
+    batch, of_batch = np.repeat(["a", "b"], 200).astype(object), slice(250, 290)
+    assert select_variable(counts, batch, 50, batch_aware=False)[0][of_batch].sum() > 20
+    assert select_variable(counts, batch, 50, batch_aware=True)[0][of_batch].sum() < 15
 
 
 def test_ranks_over_batches_by_hand():
@@ -124,31 +145,9 @@ def test_ranks_over_batches_by_hand():
     assert rank_over_batches(scores, n_features=1).tolist()[:2] == [2, 0]
 
 
-@pytest.mark.parametrize(
-    "X",
-    [
-        np.random.default_rng(0).random((300, 400)) < 0.01,
-        np.random.default_rng(0).poisson(0.02, (10, 500)),
-        np.random.default_rng(0).poisson(2, (200, 2)),
-        np.random.default_rng(0).poisson(2, (200, 5)),
-        np.eye(50),
-        np.ones((50, 30)),
-        np.random.default_rng(0).poisson(1, (1, 100)) + 1,
-    ],
-    ids=["binary", "ten cells", "two genes", "five genes", "one mean", "constant", "one cell"],
-)
-def test_variability_is_finite_where_a_loess_fails_or_crashes(X):
-    counts = anndata.AnnData(sparse.csr_matrix(X.astype(np.int32)))
-    score, method = variability(counts)
-    assert score.shape == (X.shape[1],)
-    assert np.isfinite(score).all()
-    assert (variability(counts)[0] == score).all()
-    assert method
-
-
 def test_a_fallback_is_said():
-    counts = make_sample(np.eye(60) * 5)
-    _, method, warnings = select_variable(counts, 10, batch_aware=True)
+    counts = joined(make_sample(np.eye(60) * 5))[0]
+    _, method, warnings = select_variable(counts, np.full(60, ""), 10, batch_aware=True)
     assert method == "all: Pearson residuals"
     assert "no mean-variance trend could be fitted" in warnings[0]
 
@@ -162,12 +161,12 @@ def test_a_gene_list_is_read_as_people_write_it(tmp_path):
 def test_listed_genes_join_the_variable_ones(tmp_path):
     path = tmp_path / "genes.txt"
     path.write_text("GENE0\nGENE200\ngene201\nXYZ\n")
-    counts, summary = select_features(
+    _, _, var, summary = select_features(
         [make_sample(simulate())], str(path), SETTINGS, SPLIT, 0, "cells", 0
     )
-    assert counts.var.loc["GENE200", "selected_by"] == "list"
-    assert counts.var.loc["GENE0", "selected_by"] == "variable, list"
-    assert (counts.var["selected"] == (counts.var["selected_by"] != "")).all()
+    assert var.loc["GENE200", "selected_by"] == "list"
+    assert var.loc["GENE0", "selected_by"] == "variable, list"
+    assert (var["selected"] == (var["selected_by"] != "")).all()
     assert summary["n_selected"] == 51
     (warning,) = summary["warnings"]
     assert "2 of 4 names are not genes" in warning
@@ -181,57 +180,108 @@ def test_a_gene_list_without_any_gene_is_an_error_and_ids_are_names_too():
         find_listed(var, ["cd3d"], "genes.txt")
 
 
-def test_rare_genes_and_then_empty_cells_are_dropped():
+def test_rare_genes_and_then_empty_cells_are_dropped(small_blocks):
     X = np.ones((20, 6), dtype=int)
     X[:, 5] = 0
     X[:4, 5] = 2
     X[5:, 4] = 0
     X[19, :5] = 0
-    counts, warnings = keep_seen(make_sample(X, roles=["query"] * 20), min_cells=5)
-    assert counts.shape == (19, 5)
-    assert counts.var["n_cells"].tolist() == [19, 19, 19, 19, 5]
+    sample = joined(make_sample(X, roles=["query"] * 20))
+    counts, obs, var, warnings = keep_seen(*sample, min_cells=5)
+    assert counts.shape == (len(obs), len(var)) == (19, 5)
+    kept = np.vstack([block.toarray() for _, block in counts.blocks()])
+    np.testing.assert_array_equal(kept, X[:19, :5])
+    assert var["n_cells"].tolist() == [19, 19, 19, 19, 5]
     assert "1 cells had no count in the 5 shared genes" in warnings[0]
     assert "s1_19" in warnings[0]
     with pytest.raises(InputError, match="no gene is seen in 30 cells"):
-        keep_seen(make_sample(X, roles=["query"] * 20), min_cells=30)
+        keep_seen(*sample, min_cells=30)
 
 
-def test_cells_that_the_model_sees_as_empty_are_said():
+def test_cells_that_the_model_sees_as_empty_are_said(tmp_path, small_blocks):
     X = simulate()
     X[7] = 0
     X[7, 40:] = 0
     X[7, 130] = 1
     settings = SETTINGS | {"n_features": 20}
-    summary = select_features([make_sample(X)], None, settings, SPLIT, 0, "cells", 0)[1]
-    assert any(w.startswith("1 cells have no count in the selected") for w in summary["warnings"])
+    *found, summary = select_features([make_sample(X)], None, settings, SPLIT, 0, "cells", 0)
+    (warning,) = write_all(*found, 1, output_in(tmp_path))
+    assert warning.startswith("1 cells have no count in the selected")
+    assert summary["warnings"] == []
+    X[7, :40] = 3
+    *found, _ = select_features([make_sample(X)], None, settings, SPLIT, 0, "cells", 0)
+    assert write_all(*found, 1, output_in(tmp_path)) == []
+
+
+def test_the_model_s_genes_are_written_beside_all(tmp_path, small_blocks):
+    """The same cells in the same order, of the selected genes alone, and uncompressed."""
+    counts, obs, var, _ = select_features(
+        [make_sample(simulate())], None, SETTINGS, SPLIT, 0, "cells", 0
+    )
+    output = output_in(tmp_path)
+    write_all(counts, obs, var, 1, output)
+    whole, of_model = (anndata.read_h5ad(path) for path in (output.counts, output.model_counts))
+    assert whole.shape == counts.shape
+    selected = whole.var["selected"].to_numpy()
+    assert (whole.X[:, selected] != of_model.X).nnz == 0
+    assert of_model.obs.pop(ROW).tolist() == list(range(whole.n_obs))
+    pd.testing.assert_frame_equal(of_model.obs, whole.obs)
+    pd.testing.assert_frame_equal(of_model.var, whole.var[selected], check_categorical=False)
+    with h5py.File(output.model_counts) as file:
+        assert {file["X"][name].compression for name in ("data", "indices")} == {None}
+
+
+def test_many_cells_are_put_in_random_order_for_the_model(tmp_path, small_blocks, monkeypatch):
+    counts, obs, var, _ = select_features(
+        [make_sample(simulate())], None, SETTINGS, SPLIT, 0, "cells", 0
+    )
+    monkeypatch.setattr(select_module, "BUFFER_BLOCKS", 1)
+    monkeypatch.setattr(select_module, "BLOCK_CELLS", 50)
+    monkeypatch.setattr(stored_counts, "BUCKET_ROWS", 37)
+    output = output_in(tmp_path)
+    write_all(counts, obs, var, 1, output)
+    whole, of_model = (anndata.read_h5ad(path) for path in (output.counts, output.model_counts))
+    row = of_model.obs[ROW].to_numpy()
+    assert (
+        sorted(row) == list(range(whole.n_obs))
+        and abs(spearmanr(row, np.arange(len(row)))[0]) < 0.2
+    )
+    assert of_model.obs_names.equals(whole.obs_names[row])
+    selected = whole.var["selected"].to_numpy()
+    assert (whole.X[row][:, selected] != of_model.X).nnz == 0
+    (tmp_path / "other").mkdir()
+    other = output_in(tmp_path / "other")
+    write_all(counts, obs, var, 2, other)
+    assert anndata.read_h5ad(other.model_counts).obs[ROW].tolist() != row.tolist()
+    assert Path(other.counts).read_bytes() == Path(output.counts).read_bytes()
 
 
 def test_the_split_ignores_the_order_of_samples_and_the_genes():
     X = simulate(300)
     first, second = make_sample(X[:150], "a"), make_sample(X[150:], "b")
-    split = select_features([first, second], None, SETTINGS, SPLIT, 0, "cells", 4)[0].obs["split"]
-    swapped = select_features([second, first], None, SETTINGS, SPLIT, 0, "cells", 4)[0].obs["split"]
-    fewer = [first[:, :200].copy(), second[:, :200].copy()]
-    on_fewer = select_features(fewer, None, SETTINGS, SPLIT, 0, "cells", 4)[0].obs["split"]
+    split = select_features([first, second], None, SETTINGS, SPLIT, 0, "cells", 4)[1]["split"]
+    swapped = select_features([second, first], None, SETTINGS, SPLIT, 0, "cells", 4)[1]["split"]
+    fewer = [make_sample(X[:150, :200], "a"), make_sample(X[150:, :200], "b")]
+    on_fewer = select_features(fewer, None, SETTINGS, SPLIT, 0, "cells", 4)[1]["split"]
     pd.testing.assert_series_equal(split, swapped[split.index])
     pd.testing.assert_series_equal(split, on_fewer)
 
 
 def test_without_a_query_each_cell_has_a_fold():
     sample = make_sample(simulate(), roles=["reference"] * 400)
-    counts, summary = select_features([sample], None, SETTINGS, SPLIT, 4, "cells", 1)
-    assert list(counts.obs)[:5] == ["cell", "sample", "role", "split", "fold"]
-    assert counts.obs["fold"].value_counts().sort_index().tolist() == [100] * 4
+    _, obs, var, summary = select_features([sample], None, SETTINGS, SPLIT, 4, "cells", 1)
+    assert list(obs)[:5] == ["cell", "sample", "role", "split", "fold"]
+    assert obs["fold"].value_counts().sort_index().tolist() == [100] * 4
     assert summary["splits"] == {"train": 360, "validation": 40}
     assert summary["split_by"] == "cell"
-    again, _ = select_features([sample], None, SETTINGS, SPLIT, 4, "cells", 2)
-    assert (again.obs["fold"] != counts.obs["fold"]).any()
-    pd.testing.assert_frame_equal(again.var, counts.var)
+    _, again, same, _ = select_features([sample], None, SETTINGS, SPLIT, 4, "cells", 2)
+    assert (again["fold"] != obs["fold"]).any()
+    pd.testing.assert_frame_equal(same, var)
 
 
 def test_a_query_has_no_folds_and_without_one_they_must_be_asked_for():
-    counts, _ = select_features([make_sample(simulate())], None, SETTINGS, SPLIT, 0, "cells", 1)
-    assert "fold" not in counts.obs
+    obs = select_features([make_sample(simulate())], None, SETTINGS, SPLIT, 0, "cells", 1)[1]
+    assert "fold" not in obs
     sample = make_sample(simulate(), roles=["reference"] * 400)
     with pytest.raises(InputError, match="no query cells are left"):
         select_features([sample], None, SETTINGS, SPLIT, 0, "cells", 1)
@@ -240,7 +290,9 @@ def test_a_query_has_no_folds_and_without_one_they_must_be_asked_for():
 def test_seurat_v3_as_scanpy_has_it_over_real_batches(shared_data):
     counts = anndata.read_h5ad(shared_data / "mix_cell_lines_5batches.h5ad")
     counts = counts[:, np.asarray((counts.X > 0).sum(axis=0)).ravel() >= 5].copy()
-    ours, method, warnings = select_variable(counts, 1000, batch_aware=True)
+    batches = counts.obs["batch"].astype(str).to_numpy(dtype=object)
+    in_blocks = JoinedCounts([Counts.of(counts.X)])
+    ours, method, warnings = select_variable(in_blocks, batches, 1000, batch_aware=True)
     peer = sc.pp.highly_variable_genes(
         counts, flavor="seurat_v3", n_top_genes=1000, batch_key="batch", inplace=False
     )["highly_variable"].to_numpy()
@@ -260,7 +312,8 @@ def test_pbmc3k_twice_gives_the_same_bytes(shared_data, tmp_path):
         part.obs["sample"] = name
         paths.append(str(tmp_path / f"{name}.h5ad"))
         part.write_h5ad(paths[-1])
-    output = {"counts": "counts.h5ad", "splits": "splits.tsv", "summary": "summary.json"}
+    output = {"counts": "counts.h5ad", "model_counts": "model_counts.h5ad"}
+    output |= {"splits": "splits.tsv", "summary": "summary.json"}
     params = {"settings": SETTINGS | {"n_features": 500}, "split": SPLIT, "n_folds": 0}
     params |= {"observations": "cells", "seed": 1}
     first, second = (
@@ -269,11 +322,11 @@ def test_pbmc3k_twice_gives_the_same_bytes(shared_data, tmp_path):
     )
     for name, path in first.items():
         assert path.read_bytes() == second[name].read_bytes()
-    joined = anndata.read_h5ad(first["counts"])
+    both = anndata.read_h5ad(first["counts"])
     splits = pd.read_csv(first["splits"], sep="\t")
     assert list(splits) == ["sample", "role", "split", "n_cells"]
-    assert splits["n_cells"].sum() == joined.n_obs == 2800
-    assert joined.obs_names.is_unique
-    assert joined.obs_names.str.startswith(("a:", "b:")).sum() == 200
-    assert joined.var["selected"].sum() == 500
-    assert ((joined.obs["split"] == "query") == (joined.obs["role"] == "query")).all()
+    assert splits["n_cells"].sum() == both.n_obs == 2800
+    assert both.obs_names.is_unique
+    assert both.obs_names.str.startswith(("a:", "b:")).sum() == 200
+    assert both.var["selected"].sum() == 500
+    assert ((both.obs["split"] == "query") == (both.obs["role"] == "query")).all()

@@ -17,15 +17,15 @@ import train_vae
 from conftest import ROOT
 from design import Design, make_design
 from job import InputError
-from model_inputs import device_or_error, read_model, read_model_inputs
-from model_jobs import SETTINGS, TRAINED, train, with_obs
+from model_inputs import device_or_error, read_model
+from model_jobs import SETTINGS, TRAINED, read_inputs, train, with_obs
 from omics_vae import training
 from omics_vae.collapse import Diagnosis
 from omics_vae.inference import cell_elbo
 from omics_vae.model import Architecture, load_model
 from omics_vae.pruning import EVIDENCE_DRAWS, signal_axes
 from omics_vae.training import Progress
-from simulated_counts import CPU, SPLITS, gene_names, small_run
+from simulated_counts import CPU, SPLITS, gene_names, small_run, write_counts
 from train_vae import (
     ARCHITECTURE,
     PLAN,
@@ -74,7 +74,7 @@ def test_the_files_tell_one_story(trained, paths):
     np.testing.assert_allclose(per_step, history["validation_kl"])
     # The stored model is the one of the best step.
     model, content = load_model(trained["weights"], trained["description"])
-    inputs = read_model_inputs(**paths)
+    inputs = read_inputs(paths)
     assert content["genes"] == inputs.genes == gene_names(40)
     assert content["design"] == NO_DESIGN.as_json()
     assert content["architecture"] == summary["architecture"]
@@ -88,7 +88,7 @@ def test_the_files_tell_one_story(trained, paths):
 def test_rate_distortion_and_use_of_z_are_those_of_the_stored_model(trained, paths):
     summary = summary_of(trained)
     model, _ = load_model(trained["weights"], trained["description"])
-    inputs = read_model_inputs(**paths)
+    inputs = read_inputs(paths)
     elbo = cell_elbo(model, inputs.split("validation"), CPU, EVIDENCE_DRAWS)
     assert summary["elbo"] == elbo.mean
     assert summary["elbo_se"] == elbo.se
@@ -145,7 +145,7 @@ def test_a_loss_that_is_no_number_is_one_line_for_the_user(paths, tmp_path):
 
 
 def test_splits_are_read_by_name_and_the_model_starts_from_the_training_cells(paths):
-    inputs = read_model_inputs(**paths)
+    inputs = read_inputs(paths)
     for name, n in SPLITS.items():
         assert len(inputs.split(name)) == n
     train_cells = inputs.split("train")
@@ -158,7 +158,7 @@ def test_library_sizes_of_other_cells_are_refused(paths, tmp_path):
     sizes = pd.read_parquet(paths["library_size"]).iloc[::-1]
     sizes.to_parquet(tmp_path / "l.parquet")
     with pytest.raises(InputError, match="its cells are not those of counts"):
-        read_model_inputs(paths["counts"], str(tmp_path / "l.parquet"))
+        read_inputs(paths | {"library_size": str(tmp_path / "l.parquet")})
 
 
 def test_a_missing_gpu_is_one_line_for_the_user(monkeypatch):
@@ -173,6 +173,7 @@ def test_a_missing_gpu_is_one_line_for_the_user(monkeypatch):
 def test_every_setting_of_the_training_has_an_effect_and_one_home():
     config = yaml.safe_load((ROOT / "config.yaml").read_text())["train"]
     homes = [*ARCHITECTURE, *PLAN, "precision", "covariates", "continuous_covariates"]
+    homes.append("validation_cells")
     assert sorted(homes) == sorted(config)
 
 
@@ -211,7 +212,7 @@ def test_the_architecture_is_the_config(paths):
         "prior": "vamp",
         "encode_covariates": True,
     }
-    inputs = read_model_inputs(**paths)
+    inputs = read_inputs(paths)
     inputs = replace(inputs, cells=inputs.cells.assign(batch=["a", "b"] * 210))
     design = make_design(inputs.cells, changed | {"covariates": ["batch"]})
     model = build_model(inputs.with_design(design), changed, design, seed=1)
@@ -236,6 +237,41 @@ def test_without_a_warm_up_there_is_no_end_of_it(paths, tmp_path):
     assert (pd.read_parquet(run["history"])["beta"] == 1.0).all()
 
 
+# ---- held-out cells
+
+
+def test_a_look_takes_some_held_out_cells_and_the_result_is_of_all(trained, paths, tmp_path):
+    """Evenly spaced, so that all samples are among them; the training itself is the same."""
+    run = train(tmp_path, paths, validation_cells=25)
+    history, summary = pd.read_parquet(run["history"]), summary_of(run)
+    model, _ = load_model(run["weights"], run["description"])
+    validation = read_inputs(paths).split("validation")
+    some = validation.take(np.linspace(0, 59, 25).astype(int))
+    at_best = history.loc[history["step"] == summary["best_step"]].iloc[0]
+    assert at_best["validation_elbo"] == cell_elbo(model, some, CPU).mean
+    assert at_best["validation_elbo"] != cell_elbo(model, validation, CPU).mean
+    assert summary["elbo"] == cell_elbo(model, validation, CPU, EVIDENCE_DRAWS).mean
+    assert (summary["n_validation"], len(pd.read_parquet(run["validation"]))) == (60, 60)
+    of_all = pd.read_parquet(trained["history"])
+    looks = min(len(history), len(of_all))
+    assert history["train_elbo"][:looks].equals(of_all["train_elbo"][:looks])
+
+
+@pytest.mark.parametrize("validation_cells", [60, 61])
+def test_a_look_takes_all_held_out_cells_where_they_are_few(
+    trained, paths, tmp_path, validation_cells
+):
+    run = train(tmp_path, paths, validation_cells=validation_cells)
+    for name, path in trained.items():
+        assert run[name].read_bytes() == path.read_bytes(), name
+
+
+def test_where_the_counts_lie_changes_no_byte(trained, paths, tmp_path, counts_stay):
+    run = train(tmp_path, paths)
+    for name, path in trained.items():
+        assert run[name].read_bytes() == path.read_bytes(), name
+
+
 # ---- covariates
 
 
@@ -244,7 +280,7 @@ def test_covariates_are_told_to_the_decoder_and_kept_with_the_model(paths, tmp_p
     told = with_obs(paths, tmp_path, batch=batch, age=age)
     asked = {"covariates": ["batch"], "continuous_covariates": ["age"], "dispersion": "gene_batch"}
     run = train(tmp_path / "told", told, max_steps=30, **asked)
-    model, inputs = read_model(run["weights"], run["description"], read_model_inputs(**told))
+    model, inputs = read_model(run["weights"], run["description"], read_inputs(told))
     assert model.architecture.n_covariates == 3
     assert model.log_theta.shape == (2, 40)
     np.testing.assert_array_equal(inputs.data.covariates[:, 0], batch == "a")
@@ -261,8 +297,8 @@ def test_a_batch_effect_is_learned_by_the_decoder(paths, tmp_path):
     """A gene counted twenty times as much in one batch is so decoded, from the same z."""
     batch = np.array(["a", "b"] * 210)
     told = with_obs(paths, tmp_path, batch=batch)
-    inputs = read_model_inputs(**told)
-    counts = inputs.data.counts.tolil()
+    inputs = read_inputs(told)
+    counts = inputs.data.counts[:].tolil()
     counts[batch == "b", 5] = counts[batch == "b", 5].toarray() * 20 + 20
     inputs = replace(inputs, data=replace(inputs.data, counts=counts.tocsr()))
     settings = SETTINGS | {"covariates": ["batch"], "max_steps": 200}
@@ -271,7 +307,8 @@ def test_a_batch_effect_is_learned_by_the_decoder(paths, tmp_path):
     model, plan = build_model(inputs, settings, design, 1), training_plan(settings, 1)
     params = SimpleNamespace(checkpoint=tmp_path / "c", code="")
     log = logging.getLogger("anomics")
-    run_training(model, inputs, plan, CPU, params, log, "x")
+    data = inputs.split("train"), inputs.split("validation")
+    run_training(model, *data, plan, CPU, params, log, "x")
     batch_of = inputs.split("query").chunk(slice(0, 50), CPU)
     with torch.no_grad():
         q = model.encode(batch_of)
@@ -308,16 +345,15 @@ def test_a_covariate_that_no_file_has_is_one_line_for_the_user(paths, tmp_path):
 
 def with_other_cells(paths: dict, folder: Path, changed: np.ndarray) -> dict:
     """The same run with other counts and library sizes of some cells, their order reversed."""
-    folder.mkdir()
     adata, sizes = ad.read_h5ad(paths["counts"]), pd.read_parquet(paths["library_size"])
     counts = adata.X.tolil()
     counts[changed] = 3 * adata.X[changed[::-1]] + 1 * (adata.X[changed] > 0)
     adata.X = counts.tocsr()
-    adata.write_h5ad(folder / "counts.h5ad")
+    written = write_counts(folder, adata)
     sizes.loc[changed, ["library_size"]] *= 7.0
     sizes.loc[changed, ["log_offset"]] += np.log(7.0)
     sizes.to_parquet(folder / "library_size.parquet")
-    return {name: str(folder / Path(path).name) for name, path in paths.items()}
+    return written | {"library_size": str(folder / "library_size.parquet")}
 
 
 def test_the_model_of_a_fold_never_sees_its_cells(paths, tmp_path):
@@ -426,10 +462,11 @@ def test_the_kl_table_is_long():
 
 
 def test_what_is_not_the_users_fault_keeps_its_traceback(paths, tmp_path, monkeypatch):
-    inputs = read_model_inputs(**paths)
+    inputs = read_inputs(paths)
     plan = replace(training_plan(SETTINGS, 1), max_steps=21)
     log = SimpleNamespace(info=lambda *args: 1 / 0)
     params = SimpleNamespace(checkpoint=tmp_path / "c", code="")
     model = build_model(inputs, SETTINGS, NO_DESIGN, 1)
+    data = inputs.split("train"), inputs.split("validation")
     with pytest.raises(ZeroDivisionError):
-        run_training(model, inputs, plan, CPU, params, log, "x")
+        run_training(model, *data, plan, CPU, params, log, "x")

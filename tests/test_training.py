@@ -6,12 +6,15 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from omics_vae import training
 from omics_vae.collapse import active_units, mutual_information
+from omics_vae.counts import Counts
 from omics_vae.data import CountData, ShuffledBatches, choose_device
 from omics_vae.inference import CellElbo, cell_elbo, embed
 from omics_vae.training import TrainingPlan, remove_checkpoint, train
@@ -47,10 +50,20 @@ def parts() -> tuple[CountData, CountData]:
     return everything.data(slice(0, 200)), everything.data(slice(200, 260))
 
 
-def run(checkpoint: Path, plan=PLAN, report=lambda progress: None, model=None, **architecture):
-    """A training from the fixed start; the model and what it saw."""
+def run(
+    checkpoint: Path,
+    plan=PLAN,
+    report=lambda progress: None,
+    model=None,
+    given: tuple[CountData, CountData] | None = None,
+    **architecture,
+):
+    """A training from the fixed start; the model and what it saw.
+
+    ``given``: training and held-out cells, if not :func:`parts`.
+    """
     torch.set_num_threads(1)
-    fitted, held_out = parts()
+    fitted, held_out = given or parts()
     model = model or small_model(fitted, **architecture)
     return model, train(model, fitted, held_out, plan, CPU, checkpoint, report)
 
@@ -305,8 +318,8 @@ def test_beta_traces_a_monotone_rate_and_distortion(tmp_path):
 def gradients(model, plan) -> dict[str, torch.Tensor]:
     """Those of the first step, by name."""
     fitted, _ = parts()
-    cells = ShuffledBatches(len(fitted), plan.batch_size, plan.seed)[0]
-    training.autograd_step(model, fitted, plan, CPU, cells, 0)
+    data, cells = ShuffledBatches(fitted, plan.batch_size, plan.seed)[0]
+    training.autograd_step(model, data.chunk(cells, CPU), len(fitted), plan, 0)
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -315,8 +328,8 @@ def textbook_gradients(model, plan, penalty) -> dict[str, torch.Tensor]:
     stream = np.random.SeedSequence([plan.seed, 0]).generate_state(1, np.uint64)
     torch.manual_seed(int(stream[0] >> 1))
     fitted, _ = parts()
-    cells = ShuffledBatches(len(fitted), plan.batch_size, plan.seed)[0]
-    found = model(fitted.chunk(cells, CPU))
+    data, cells = ShuffledBatches(fitted, plan.batch_size, plan.seed)[0]
+    found = model(data.chunk(cells, CPU))
     loss = plan.beta * penalty(found.kl_dimensions.mean(0)) - found.reconstruction.mean()
     loss = loss + (model.log_theta / 0.5).square().sum() / 2 / len(fitted)
     model.zero_grad()
@@ -549,6 +562,56 @@ def test_how_often_a_checkpoint_is_written_changes_nothing(whole, tmp_path):
     assert seen[0] == 40
 
 
+# ---- counts in memory or in their file
+
+
+def parts_in_file(folder: Path) -> tuple[CountData, CountData]:
+    """The same cells, whose counts are some rows of a file, in another order."""
+    place = np.random.default_rng(1).permutation(300)[:260]
+    counts = np.full((300, 30), 7, dtype=np.int32)
+    counts[place] = simulated().counts.toarray()
+    path = str(folder / "counts.h5ad")
+    ad.AnnData(sp.csr_matrix(counts)).write_h5ad(path)
+    both = CountData(Counts.open(path, 0.0).take(place), np.log(simulated().library_size))
+    return both.take(slice(0, 200)), both.take(slice(200, 260))
+
+
+@pytest.fixture
+def small_buffers(monkeypatch):
+    """Seven buffers of some 30 cells for the 200 of the training."""
+    monkeypatch.setattr(ShuffledBatches, "BLOCKS", 4)
+    monkeypatch.setattr(ShuffledBatches, "BLOCK_CELLS", 8)
+    assert ShuffledBatches(parts()[0], 32, 1).n_buffers == 7
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [{}, {"n_layers": 2, "likelihood": "zinb"}, {"normalization": "batch"}, {"prior": "vamp"}],
+    ids=str,
+)
+def test_counts_in_a_file_train_the_same_bytes(tmp_path, small_buffers, architecture):
+    """By the fused loops and by autograd."""
+    stored = parts_in_file(tmp_path)
+    of_memory = run(tmp_path / "a", **architecture)
+    of_file = run(tmp_path / "b", given=stored, **architecture)
+    assert len(of_file[1].history) == 8
+    assert same(of_memory, of_file)
+
+
+def test_where_the_counts_lie_is_not_in_the_fingerprint(tmp_path, small_buffers):
+    """A run that is killed may go on with another budget of memory."""
+    stored, checkpoint = parts_in_file(tmp_path), tmp_path / "checkpoint"
+    undisturbed = run(tmp_path / "whole")
+    for first, second in ((parts(), stored), (stored, parts()), (stored, stored)):
+        with pytest.raises(KilledError):
+            run(checkpoint, report=kill_at(4), given=first)
+        seen = []
+        resumed = run(checkpoint, report=lambda p, seen=seen: seen.append(p.step), given=second)
+        assert seen[0] == 32, "from the third look on, in the middle of an epoch"
+        assert same(undisturbed, resumed)
+        remove_checkpoint(checkpoint)
+
+
 @pytest.mark.parametrize("warmup", [{"kl_warmup_steps": 0}, {"kl_warmup": "constant"}])
 def test_fine_tuning_never_ends_below_where_it_began(tmp_path, warmup):
     fitted, held_out = parts()
@@ -563,7 +626,7 @@ def test_fine_tuning_never_ends_below_where_it_began(tmp_path, warmup):
 def test_the_checkpoint_of_other_cells_or_another_model_is_ignored(tmp_path):
     checkpoint, (fitted, held_out) = tmp_path / "checkpoint", parts()
     keys = {training.fingerprint(small_model(fitted), fitted, held_out, PLAN)}
-    more = fitted.counts.copy()
+    more = fitted.counts[:].copy()
     more.data[0] += 1
     resized = fitted.log_offset.copy()
     resized[0] += 0.1

@@ -23,7 +23,7 @@ BY_STAGE = {
     "import": "healthy.h5ad healthy.summary.json patient.h5ad patient.summary.json",
     "preprocess": "healthy.h5ad healthy.qc.parquet healthy.dropped.tsv healthy.summary.json "
     "patient.h5ad patient.qc.parquet patient.dropped.tsv patient.summary.json "
-    "counts.h5ad splits.tsv summary.json",
+    "counts.h5ad model_counts.h5ad splits.tsv summary.json",
     "library_size": "library_size.parquet samples.tsv summary.json",
     **{f"train/{fit}": TRAINED for fit in ("seed1", "seed1-group")},
     **{f"prune/{fit}": PRUNED for fit in ("seed1", "seed1-group")},

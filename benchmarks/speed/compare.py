@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -30,14 +31,23 @@ N_GENES, DENSITY = 2000, 0.08
 
 
 def simulate(n_cells: int, seed: int = 0) -> sp.csr_matrix:
-    """Counts of eight types of cells (NB, theta 1.5), DENSITY of them above 0; float32, int32."""
-    rng = np.random.default_rng(seed)
+    """All of :func:`simulated_blocks` at once, float32; without cells that have no count."""
+    counts = sp.vstack(list(simulated_blocks(n_cells, seed)), format="csr").astype(np.float32)
+    return counts[np.asarray(counts.sum(1)).ravel() > 0]
+
+
+def simulated_blocks(n_cells: int, seed: int = 0) -> Iterator[sp.csr_matrix]:
+    """Counts of eight types of cells (NB, theta 1.5), DENSITY of them above 0; 5000 at a time.
+
+    The types are the same whatever the seed.
+    """
+    rng = np.random.default_rng(0)
     shares = rng.gamma(0.3, 1.0, N_GENES) * np.exp(rng.normal(0.0, 0.8, (8, N_GENES)))
     shares /= shares.sum(1, keepdims=True)
 
     def draw(n: int, size: float) -> sp.csr_matrix:
         mean = shares[rng.integers(0, 8, n)] * (size * rng.lognormal(0.0, 0.4, (n, 1)))
-        return sp.csr_matrix(rng.poisson(rng.gamma(1.5, mean / 1.5)).astype(np.float32))
+        return sp.csr_matrix(rng.poisson(rng.gamma(1.5, mean / 1.5)).astype(np.int32))
 
     # The mean depth that gives the density: found on a few cells.
     low, high = 1.0, 1e5
@@ -45,9 +55,9 @@ def simulate(n_cells: int, seed: int = 0) -> sp.csr_matrix:
         size = np.sqrt(low * high)
         few = draw(200, size)
         low, high = (size, high) if few.nnz < DENSITY * np.prod(few.shape) else (low, size)
-    counts = sp.vstack([draw(min(5000, n_cells - i), size) for i in range(0, n_cells, 5000)])
-    counts = counts.tocsr()
-    return counts[np.asarray(counts.sum(1)).ravel() > 0]
+    rng = np.random.default_rng([seed, 1])
+    for start in range(0, n_cells, 5000):
+        yield draw(min(5000, n_cells - start), size)
 
 
 class Side:

@@ -55,19 +55,19 @@ class Anomics:
             **{"precision": precision.get(options.precision, options.precision)},
             seed=options.seed,
         )
-        self.batches = ShuffledBatches(len(self.data), options.batch, options.seed)
+        self.batches = ShuffledBatches(self.data, options.batch, options.seed)
         self.device = torch.device("cpu")
-        self.gradients = make_step(self.model, self.data, plan, self.device)
+        self.gradients = make_step(self.model, len(self.data), plan, self.device)
         if options.precision == "autograd":
-            self.gradients = lambda cells, at: autograd_step(
-                self.model, self.data, plan, self.device, cells, at
+            self.gradients = lambda data, cells, at: autograd_step(
+                self.model, data.chunk(cells, self.device), len(self.data), plan, at
             )
         self.optimizer = make_optimizer(self.model, plan, len(self.data))
         self.step = 0
 
     def train(self, epochs: int) -> None:
         for _ in range(epochs * self.batches.steps_per_epoch):
-            self.gradients(self.batches[self.step], self.step)
+            self.gradients(*self.batches[self.step], self.step)
             self.optimizer.step()
             self.step += 1
 

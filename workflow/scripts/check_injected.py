@@ -1,17 +1,22 @@
 """Put known anomalies into normal cells that no model has seen, and see what is found."""
 
+from copy import deepcopy
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import false_discovery_control
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.mixture import GaussianMixture
 
 from detection import detect, spearman
 from enrichment import log_profiles
 from held_cells import Cells, join_cells, read_cells
 from injection import GROUP, KINDS, Kind, as_split, put_into
 from job import job, read_json, write_json, write_parquet, write_tsv
+from latent_place import fit_mixture
 from model_inputs import device_or_error
 from omics_vae.anomaly import conformal_p
 from omics_vae.model import VAE, load_model
@@ -35,12 +40,46 @@ MEASURES = ["auroc", "auprc", "power", "fdp", "fpr", "spearman_depth"]
 COLUMNS = ["repeat", "kind", "strength", "n_injected", "n_normal", "method", *MEASURES]
 
 
-def halves(cells: Cells, rng: np.random.Generator) -> tuple[Cells, Cells]:
-    """Normal held-out cells as a calibration set and as the normal part of a query."""
-    order = rng.permutation(len(cells))[:MOST_NORMAL]
-    half = len(order) // 2
-    calibration, query = (cells.take(part).in_memory() for part in (order[:half], order[half:]))
-    return as_split(calibration, "calibration"), as_split(query, "query")
+@dataclass(frozen=True)
+class Draw:
+    """The cells of one draw, by which every kind of anomaly is tried."""
+
+    train: Cells
+    validation: Cells
+    calibration: Cells
+    query: Cells  # all normal
+    mixture: GaussianMixture  # of the latent places of ``train``
+    rng: np.random.Generator  # as the draw left it
+
+    @classmethod
+    def of(cls, model: VAE, cells: Cells, normal: Cells, seed: int, device) -> "Draw":
+        """Some of the training and validation cells, and halves of some of the ``normal`` ones.
+
+        ``normal``: cells that the model has not seen, neither anomalies nor of a held-out group.
+        """
+        rng = np.random.default_rng(seed)
+        train, validation = (
+            some(cells.of(name), most, rng)
+            for name, most in (("train", MOST_TRAINING), ("validation", MOST_NORMAL))
+        )
+        order = rng.permutation(len(normal))[:MOST_NORMAL]
+        half = len(order) // 2
+        calibration, query = (
+            as_split(normal.take(part), name)
+            for part, name in ((order[:half], "calibration"), (order[half:], "query"))
+        )
+        parts = train, validation, calibration, query
+        parts = [encoded(part, model, device) for part in parts]
+        return cls(*parts, fit_mixture(parts[0].latent, parts[1].latent, seed), rng)
+
+
+def encoded(cells: Cells, model: VAE, device) -> Cells:
+    """The cells in memory, embedded by the encoder alone, as the injected cells are.
+
+    Also where the latent file holds refined posteriors.
+    """
+    cells = cells.in_memory()
+    return cells.with_counts(cells.counts, model, device)
 
 
 def baselines(train: Cells, held_out: Cells) -> dict[str, np.ndarray]:
@@ -78,12 +117,19 @@ def measures(
 
 
 def judge_all(
-    model: VAE, train: Cells, held_out: Cells, truth: np.ndarray, settings: dict, seed: int, device
+    model: VAE,
+    draw: Draw,
+    held_out: Cells,
+    truth: np.ndarray,
+    settings: dict,
+    seed: int,
+    device,
 ) -> list[dict]:
     """A row a method; ``truth`` (held-out cells,): which are anomalies."""
+    train = draw.train
     split = held_out.split
     query, calibration = split == "query", split == "calibration"
-    found = detect(model, train, held_out, settings, seed, device)
+    found = detect(model, train, held_out, settings, seed, device, draw.mixture)
     ours = found.loc[held_out.obs.index[query]]
     verdicts = {"anomics": (ours["score"], ours["p_value"], ours["is_anomaly"])}
     for name, score in baselines(train, held_out).items():
@@ -97,37 +143,32 @@ def judge_all(
 
 
 def check(
-    model: VAE, cells: Cells, normal: Cells, kind: Kind, settings: dict, seed: int, device
+    model: VAE, cells: Cells, draw: Draw, kind: Kind, settings: dict, seed: int, device
 ) -> list[dict]:
-    """One draw of one kind of anomaly: a row a method.
-
-    ``normal``: cells that the model has not seen, neither anomalies nor of a held-out group.
-    """
-    rng = np.random.default_rng(seed)
-    train, validation = some(cells.of("train"), MOST_TRAINING, rng), cells.of("validation")
-    validation = some(validation, MOST_NORMAL, rng)
-    calibration, query = halves(normal, rng)
+    """One draw of one kind of anomaly: a row a method."""
+    # Each kind from the same state: its anomalies do not depend on the kinds before it.
+    rng, query = deepcopy(draw.rng), draw.query
     n = max(round(INJECTED_SHARE * len(query)), min(LEAST_INJECTED, len(query) // 4))
     if kind.make is None:
-        group = as_split(some(cells.of("held"), n, rng), "query")
-        n_normal, query = len(query), join_cells([query, group])
+        group = encoded(some(cells.of("held"), n, rng), model, device)
+        n_normal, query = len(query), join_cells([query, as_split(group, "query")])
         is_odd = np.arange(len(query)) >= n_normal
     else:
         chosen = np.sort(rng.choice(len(query), n, replace=False))
         query = put_into(kind, query, chosen, model, device, rng)
         is_odd = np.isin(np.arange(len(query)), chosen)
-    held_out = join_cells([validation, calibration, query])
+    held_out = join_cells([draw.validation, draw.calibration, query])
     truth = np.concatenate([np.zeros(len(held_out) - len(query), dtype=bool), is_odd])
-    rows = judge_all(model, train, held_out, truth, settings, seed, device)
+    rows = judge_all(model, draw, held_out, truth, settings, seed, device)
     counts = {"n_injected": int(is_odd.sum()), "n_normal": int((~is_odd).sum())}
     return [{"kind": kind.kind, "strength": kind.strength} | counts | row for row in rows]
 
 
 def some(cells: Cells, at_most: int, rng: np.random.Generator) -> Cells:
-    """At most so many of the cells, in their order, with their counts read."""
-    if len(cells) > at_most:
-        cells = cells.take(np.sort(rng.choice(len(cells), at_most, replace=False)))
-    return cells.in_memory()
+    """At most so many of the cells, in their order."""
+    if len(cells) <= at_most:
+        return cells
+    return cells.take(np.sort(rng.choice(len(cells), at_most, replace=False)))
 
 
 def average(draws: pd.DataFrame) -> pd.DataFrame:
@@ -188,26 +229,26 @@ if __name__ == "__main__":
             path = {what: one(files[f"{name}_{what}"]) for what in FIT}
             model, content = load_model(path["weights"], path["description"])
             paths = files.counts, files.library_size, path["latent"]
-            cells = read_cells(*paths, content, memory, params.fold, held)
-            # By the encoder alone, as the injected cells, also where the latent file is refined.
-            return model, cells.with_counts(cells.counts, model, device)
+            return model, read_cells(*paths, content, memory, params.fold, held)
 
         model, cells = fit("fit")
         unseen = cells.of("query" if params.fold else "calibration")
         kinds = [k for k in KINDS if params.observations == "cells" or k.kind not in OF_CELLS]
-        jobs = [(kind, model, cells, unseen) for kind in kinds]
+        tried = [(model, cells, unseen, kinds)]
         held = pd.read_parquet(one(files.group))["cell_id"].to_numpy() if files.group else None
         if held is not None and len(held):
             other, known = fit("group", held)
-            jobs.append((GROUP, other, known, known.of("calibration")))
+            tried.append((other, known, known.of("calibration"), [GROUP]))
         # A run on few cells is none the worse for it: the report says that it was not checked.
-        jobs = [job for job in jobs if len(job[-1]) >= LEAST_NORMAL]
+        tried = [those for those in tried if len(those[2]) >= LEAST_NORMAL]
         rows = []
-        for kind, by, of, normal in jobs:
+        for by, of, normal, these in tried:
             for repeat in range(REPEATS):
                 seed = params.seed + repeat
-                drawn = check(by, of, normal, kind, params.settings, seed, device)
-                rows += [{"repeat": repeat + 1} | row for row in drawn]
+                draw = Draw.of(by, of, normal, seed, device)
+                for kind in these:
+                    drawn = check(by, of, draw, kind, params.settings, seed, device)
+                    rows += [{"repeat": repeat + 1} | row for row in drawn]
         draws = pd.DataFrame(rows, columns=COLUMNS)
         table = average(draws)
         ours = table[table["method"] == "anomics"]
@@ -224,4 +265,5 @@ if __name__ == "__main__":
         write_parquet(draws, snakemake.output.draws)
         write_tsv(table, snakemake.output.table)
         write_json(summary | {"warnings": warnings}, snakemake.output.summary)
-        log.info("check_injected: %d kinds of anomaly, %d draws", len(jobs), REPEATS)
+        n_kinds = sum(len(these) for *_, these in tried)
+        log.info("check_injected: %d kinds of anomaly, %d draws", n_kinds, REPEATS)

@@ -42,8 +42,9 @@ def compute_umap(Z: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
         warnings.filterwarnings("ignore", message=".*spectral.*|.*n_jobs.*", category=UserWarning)
         placed[fitted] = mapper.fit_transform(Z[fitted].astype(np.float32))
         rest = np.setdiff1d(np.arange(n_cells), fitted)
-        if len(rest):
-            placed[rest] = mapper.transform(Z[rest].astype(np.float32))
+        for start in range(0, len(rest), MAX_FITTED):  # at once, a million would take 2 GB
+            part = rest[start : start + MAX_FITTED]
+            placed[part] = mapper.transform(Z[part].astype(np.float32))
     return placed
 
 

@@ -65,16 +65,7 @@ class SampleFile:
 
         Raises InputError in one line that names the file, and cell and gene where possible.
         """
-        n_cells, n_features = self._matrix.shape
-        is_dense = not (sparse.issparse(self._matrix) or isinstance(self._matrix, StoredMatrix))
-        size = max(1, BLOCK_VALUES // n_features) if is_dense else BLOCK_ROWS
-        for start in range(0, n_cells, size):
-            rows = slice(start, min(start + size, n_cells))
-            with reading(self.path):
-                block = self._matrix[rows]
-                if sparse.issparse(block):
-                    # Indices that point outside the matrix would crash the interpreter later on.
-                    block.check_format(full_check=True)
+        for rows, block in _row_blocks(self._matrix, self.path):
             block = block if self._keep.all() else block[:, self._keep]
             cells = self.obs.index[rows]
             yield rows, as_counts(block, cells, self.var.index, str(self.path), self._mend)
@@ -279,16 +270,34 @@ def _matrix(stored):
     return stored if encoding == "array" and stored.ndim == 2 else read_elem(stored)
 
 
+def _row_blocks(X, path: Path) -> Iterator[tuple[slice, np.ndarray | sparse.csr_matrix]]:
+    """The rows of a matrix in memory or in the store ``path``, some at a time."""
+    is_dense = not (sparse.issparse(X) or isinstance(X, StoredMatrix))
+    size = max(1, BLOCK_VALUES // max(1, X.shape[1])) if is_dense else BLOCK_ROWS
+    for start in range(0, X.shape[0], size):
+        rows = slice(start, min(start + size, X.shape[0]))
+        with reading(path):
+            block = X[rows]
+            if sparse.issparse(block):
+                # Indices that point outside the matrix would crash the interpreter later on.
+                block.check_format(full_check=True)
+        yield rows, block
+
+
+def _are_counts(block) -> bool:
+    """Whether all values are whole numbers that are not negative."""
+    values = block.data if sparse.issparse(block) else np.asarray(block)
+    is_number = values.dtype.kind in "iuf"
+    return is_number and bool((values >= 0).all() and (values % 1 == 0).all())
+
+
 def _whole_number_matrices(path: Path, format: str) -> str:
     """What to do about fractions: the matrices of the file that hold whole numbers, if any."""
     names = []
     if format in ("h5ad", "zarr"):
         with reading(path):
             for name, read in _matrices(_open(path, format), path).items():
-                # The first cells tell counts from anything else.
-                X = read()[0][:BLOCK_ROWS]
-                values = X.data if sparse.issparse(X) else np.asarray(X)
-                if values.dtype.kind in "iuf" and (values >= 0).all() and (values % 1 == 0).all():
+                if all(_are_counts(block) for _, block in _row_blocks(read()[0], path)):
                     names.append(name)
     if not names:
         return "give the raw counts"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control, kruskal, spearmanr
+from sklearn.mixture import GaussianMixture
 
 from evidence_channels import KINDS, raw_channels, standardise
 from held_cells import Cells
@@ -161,14 +162,21 @@ def batches_of(cells: Cells) -> np.ndarray | None:
 
 
 def detect(
-    model: VAE, train: Cells, held_out: Cells, settings: dict, seed: int, device
+    model: VAE,
+    train: Cells,
+    held_out: Cells,
+    settings: dict,
+    seed: int,
+    device,
+    mixture: GaussianMixture | None = None,
 ) -> pd.DataFrame:
     """Score the calibration and query cells among ``held_out``: :func:`verdict_table` by cell_id.
 
     ``held_out``: cells of the splits validation, calibration and query. Validation cells chose the
-    stopping point, so they help to set the scale but not to rank.
+    stopping point, so they help to set the scale but not to rank. ``mixture``: as in
+    :func:`evidence_channels.raw_channels`.
     """
-    raw = raw_channels(model, train, held_out, settings, seed, device)
+    raw = raw_channels(model, train, held_out, settings, seed, device, mixture=mixture)
     split, log_depth = held_out.split, held_out.log_depth
     trimmed = contamination(raw, split == "calibration", log_depth, settings["contamination"])
     channels = standardise(raw, log_depth, (split != "query") & ~trimmed)

@@ -1,11 +1,12 @@
 """The channels of evidence of each cell: what it shows by itself, and the company it keeps."""
 
 import numpy as np
+from sklearn.mixture import GaussianMixture
 
 from enrichment import enrichment
 from gene_sets import GENE_SETS
 from held_cells import Cells
-from latent_place import mixture_surprise, neighbour_distance
+from latent_place import fit_mixture, neighbour_distance
 from omics_vae import anomaly
 from omics_vae.inference import decoded
 from omics_vae.model import VAE
@@ -34,18 +35,21 @@ def raw_channels(
     seed: int,
     device,
     group: bool = True,
+    mixture: GaussianMixture | None = None,
 ) -> dict[str, np.ndarray]:
     """Every channel of the ``held_out`` cells, before the standardisation by depth.
 
     ``held_out``: validation cells, by which the latent mixture is chosen, and those to be scored;
-    ``group``: with the channel enrichment.
+    ``group``: with the channel enrichment; ``mixture``: of the latent places of ``train``, where
+    it is known already.
     """
+    if mixture is None:
+        mixture = fit_mixture(train.latent, held_out.of("validation").latent, seed)
     parts: dict[str, list] = {}
     for _, x, expected in decoded(model, held_out.data, held_out.posterior, device):
         found = anomaly.residual_channels(x, expected, settings["program_genes"])
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
-    validation = held_out.of("validation")
     optional = {
         "enrichment": enrichment(train, held_out, seed) if group else None,
         "unseen_genes": anomaly.unseen_genes_channel(
@@ -58,8 +62,8 @@ def raw_channels(
     }
     return {
         **{name: np.concatenate(values) for name, values in parts.items()},
-        "latent_density": mixture_surprise(train.latent, validation.latent, held_out.latent, seed),
-        "latent_distance": neighbour_distance(train.latent, held_out.latent),
+        "latent_density": -mixture.score_samples(held_out.latent),
+        "latent_distance": neighbour_distance(train.latent, held_out.latent, seed),
         **{name: values for name, values in optional.items() if values is not None},
     }
 

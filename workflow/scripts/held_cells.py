@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from design import Design
 from job import InputError
-from model_inputs import embedding_of, hold_out, read_library_size
+from model_inputs import INPUT_NAMES, embedding_of, hold_out, read_library_size
 from omics_vae.counts import Counts
 from omics_vae.data import CountData
 from omics_vae.inference import Embedding, embed
@@ -121,7 +121,7 @@ def read_cells(
 
 def read_counts(counts: str, library_size: str, memory: float) -> tuple[CountFile, np.ndarray]:
     """All cells with their counts, and their library sizes (cells,)."""
-    file = CountFile.open(counts, memory)
+    file = CountFile.open(counts, memory, without=INPUT_NAMES)
     size = read_library_size(library_size, file.obs.index)["library_size"].to_numpy()
     return file, size
 

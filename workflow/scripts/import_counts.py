@@ -10,7 +10,7 @@ import pandas as pd
 
 from count_formats import SampleFile, open_counts
 from job import InputError, job, write_json
-from stored_counts import write_h5ad
+from stored_counts import ROW, write_h5ad
 
 ROLES = ("reference", "query")
 # Columns of the sample table that say where and how the counts lie, not what the cells are.
@@ -21,7 +21,7 @@ COVARIATES = ("batch", "donor", "condition")
 PIPELINE_COLUMNS = (
     *("sample", "role", *COVARIATES, "cell", "cell_id", "split"),
     *("total_counts", "n_genes", "pct_mito", "pct_ribo", "pct_hb", "library_size", "log_offset"),
-    *("score", "p_value", "q_value", "is_anomaly", "fold", "_index"),
+    *("score", "p_value", "q_value", "is_anomaly", "fold", "_index", ROW),
     *("pattern", "nearest_reference", "technical_cause", "doublet_probability"),
 )
 FROM_OBS = "obs:"

@@ -9,29 +9,36 @@ CELLS_PER_COMPONENT = 20
 RIDGE = 1e-2  # of a latent whose prior variance is 1: no component shrinks onto a few cells
 NEIGHBOURS = 10
 MIXTURE_CELLS = 20_000  # a density in a few dimensions gains nothing from more
+# Training cells among which neighbours are sought: the time of a search grows with their number,
+# and of ten times as many the nearest ten are not much nearer.
+NEIGHBOUR_CELLS = 50_000
 
 
-def mixture_surprise(
-    train: np.ndarray, validation: np.ndarray, cells: np.ndarray, seed: int
-) -> np.ndarray:
-    """-log density of ``cells`` (cells, latent) under a Gaussian mixture of the training cells.
+def fit_mixture(train: np.ndarray, validation: np.ndarray, seed: int) -> GaussianMixture:
+    """A Gaussian mixture of the training cells (cells, latent).
 
     The number of components is the one with the largest log-density of the validation cells.
     """
-    rng = np.random.default_rng(seed)
-    if len(train) > MIXTURE_CELLS:
-        train = train[np.sort(rng.choice(len(train), MIXTURE_CELLS, replace=False))]
+    train = _some(train, MIXTURE_CELLS, seed)
     fitting = [k for k in COMPONENTS if k == 1 or k * CELLS_PER_COMPONENT <= len(train)]
     mixtures = [GaussianMixture(k, reg_covar=RIDGE, random_state=seed).fit(train) for k in fitting]
-    best = max(mixtures, key=lambda mixture: mixture.score(validation))
-    return -best.score_samples(cells)
+    return max(mixtures, key=lambda mixture: mixture.score(validation))
 
 
-def neighbour_distance(train: np.ndarray, cells: np.ndarray) -> np.ndarray:
+def neighbour_distance(train: np.ndarray, cells: np.ndarray, seed: int = 0) -> np.ndarray:
     """log of the mean distance to the nearest training cells (cells,).
 
     ``cells`` must not contain training cells: those are their own neighbours.
     """
+    train = _some(train, NEIGHBOUR_CELLS, seed)
     k = min(NEIGHBOURS, len(train))
     distance, _ = cKDTree(train).query(cells, k=k)
     return np.log(np.reshape(distance, (len(cells), k)).mean(1) + 1e-6)
+
+
+def _some(cells: np.ndarray, at_most: int, seed: int) -> np.ndarray:
+    """At most so many of the cells (cells, latent), in their order."""
+    if len(cells) <= at_most:
+        return cells
+    rng = np.random.default_rng(seed)
+    return cells[np.sort(rng.choice(len(cells), at_most, replace=False))]

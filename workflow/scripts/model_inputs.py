@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from pyarrow.parquet import ParquetFile
 
 from design import Design
 from job import InputError
 from omics_vae.data import CountData, choose_device
 from omics_vae.inference import Embedding
 from omics_vae.model import VAE, load_model
-from stored_counts import CountFile
+from stored_counts import ROW, CountFile
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """All cells in the order of model_counts.h5ad."""
+    """All cells in the order of model_counts.h5ad; cells[ROW] is where they are in counts.h5ad."""
 
     data: CountData  # the model's genes only
     genes: list[str]
@@ -27,6 +28,12 @@ class ModelInputs:
     def split(self, name: str) -> CountData:
         """The cells of one split: train, validation, calibration or query."""
         return self.data.take(np.flatnonzero((self.cells["split"] == name).to_numpy()))
+
+    def validation(self, at_most: int) -> CountData:
+        """Evenly spaced validation cells, in memory."""
+        cells = self.split("validation")
+        spread = np.linspace(0, len(cells) - 1, min(len(cells), at_most)).astype(np.int64)
+        return cells.take(spread).in_memory()
 
     def with_design(self, design: Design) -> "ModelInputs":
         """The same, with the covariates and batches of a design."""
@@ -38,14 +45,22 @@ class ModelInputs:
         return replace(self, data=data)
 
 
+# The cell's name in the input: no model needs it, and a million of them take 70 MB.
+INPUT_NAMES = ("cell",)
+
+
 def read_library_size(path: str, cell_ids: pd.Index) -> pd.DataFrame:
-    """library_size.parquet, checked to be in the order of the cells of counts.h5ad."""
-    sizes = pd.read_parquet(path)
-    if not np.array_equal(sizes["cell_id"].to_numpy(), cell_ids.to_numpy()):
+    """Sizes of library_size.parquet, checked to be in the order of the cells of counts.h5ad."""
+    names, at, is_same = ParquetFile(path), 0, True
+    for batch in names.iter_batches(columns=["cell_id"]):
+        found = batch.column(0).to_numpy(zero_copy_only=False)
+        is_same = is_same and np.array_equal(found, cell_ids[at : at + len(found)].to_numpy())
+        at += len(found)
+    if not is_same or at != len(cell_ids):
         raise InputError(
             f"{path}: its cells are not those of counts.h5ad; delete it and run the same command"
         )
-    return sizes
+    return pd.read_parquet(path, columns=["library_size", "log_offset"])
 
 
 def hold_out(
@@ -71,10 +86,12 @@ def read_model_inputs(
     Counts of more than ``memory`` bytes stay in the file. ``fold`` and ``held``, a table of
     cell_id, are not for training (:func:`hold_out`).
     """
-    file = CountFile.open(counts, memory)
-    sizes = read_library_size(library_size, file.obs.index)
+    file = CountFile.open(counts, memory, without=INPUT_NAMES)
+    row = file.obs[ROW].to_numpy()
+    in_counts = np.argsort(row)
+    sizes = read_library_size(library_size, file.obs.index[in_counts])
     return ModelInputs(
-        data=CountData(file.counts, sizes["log_offset"].to_numpy(np.float64)),
+        data=CountData(file.counts, sizes["log_offset"].to_numpy(np.float64)[row]),
         genes=file.var.index.tolist(),
         cells=hold_out(file.obs, fold, pd.read_parquet(held)["cell_id"] if held else None),
     )

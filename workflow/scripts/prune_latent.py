@@ -102,7 +102,7 @@ if __name__ == "__main__":
         device = device_or_error(params.device)
         model, inputs = read_fit(snakemake.input, counts_memory(snakemake), params.fold)
         design = Design(**read_json(snakemake.input.description)["design"])
-        validation = inputs.split("validation")
+        validation = inputs.validation(params.training["validation_cells"])
         evidence = gather_evidence(model, validation, device)
         thresholds = settings["min_kl"], settings["min_ablation"]
         kept, sure = evidence.keep(*thresholds), evidence.sure(*thresholds)
@@ -120,7 +120,8 @@ if __name__ == "__main__":
             "learning_rate": settings["fine_tune_learning_rate"],
         }
         plan = training_plan(training, params.seed)
-        progress = run_training(model, inputs, plan, device, params, log, "prune_latent")
+        data = inputs.split("train"), validation
+        progress = run_training(model, *data, plan, device, params, log, "prune_latent")
         rows.append(elbo_row("fine-tuned", cell_elbo(model, validation, device, EVIDENCE_DRAWS)))
         again = gather_evidence(model, validation, device).keep(*thresholds)
         table, elbo = evidence_table(evidence, kept, settings), pd.DataFrame(rows)

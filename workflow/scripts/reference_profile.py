@@ -28,6 +28,7 @@ PSEUDO_COUNT = 1.0
 # theta where the reference says nothing of it (rare genes): the mode of the model's own prior.
 PRIOR_THETA = 1.0
 HELD_OUT_CELLS = 2000  # that say how far normal cells are from what is expected
+NORMAL_CELLS = 20_000  # that say what depth and damage are usual in a group
 NEIGHBOURS = 10
 RESIDUAL_LIMIT = 10.0  # SDs; one huge count must not make a pattern
 
@@ -156,7 +157,7 @@ class Reference:
     """The normal cells that flagged ones are held against."""
 
     profile: ReferenceProfile
-    cells: Cells  # all of them
+    cells: Cells  # of train, validation and calibration; some of many
     nearest: np.ndarray  # their groups
     made_of: Cells  # train and validation, which made the profile
     held_out: Cells  # calibration, or without a query what the model scores; some of many
@@ -171,6 +172,7 @@ class Reference:
         groups = reference_groups(made_of.latent, made_of.obs, seed)
         profile = ReferenceProfile.fit(model, made_of, groups, seed, device)
         normal = cells.of("train", "validation", "calibration")
+        normal = normal.take(some_of(normal.obs.index, NORMAL_CELLS))
         nearest = groups.nearest(normal.latent)
         return cls(profile, normal, nearest, made_of, held_out, groups.nearest(held_out.latent))
 

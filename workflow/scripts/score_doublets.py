@@ -17,11 +17,13 @@ from doublets import Doublets
 from held_cells import Cells, read_fits
 from job import job, write_json, write_parquet
 from model_inputs import device_or_error
+from omics_vae.inference import CHUNK
 from omics_vae.model import VAE
 from reference_groups import reference_groups
 from stored_counts import counts_memory
 
 MAX_REFERENCE = 5000  # a classifier of a few dozen coefficients gains nothing from more
+SCORED_AT_ONCE = 40 * CHUNK  # cells; their distances to neighbours take 20 MB
 BINS = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 LIKELY = 0.5
 FEW_UNSEEN = 50
@@ -139,20 +141,22 @@ def score_fit(
 ) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
     """cells.parquet of the cells that a model scores; held-out rows and groups of its reference."""
     reference, groups = choose_reference(cells, seed)
-    scored = cells.of("calibration", "query")
     # By the encoder alone, as the doublets are, also where the latent file holds refined ones.
-    reference, scored = (
-        part.with_counts(part.counts, model, device) for part in (reference, scored)
-    )
+    reference = reference.with_counts(reference.counts, model, device)
     fitted, held_out = fit_doublets(reference, rate, seed, model, device)
-    verdict, near = fitted.score(scored)
-    identity = {
-        "cell_id": scored.obs.index.to_numpy(),
-        "sample": scored.obs["sample"].astype(str).to_numpy(),
-        "split": scored.split,
-    }
-    named = parents(groups, fitted.doublets, near)
-    return pd.concat([pd.DataFrame(identity), verdict, named], axis=1), held_out, groups
+    tables, everyone = [], cells.of("calibration", "query")
+    for start in range(0, len(everyone), SCORED_AT_ONCE):
+        scored = everyone.take(slice(start, start + SCORED_AT_ONCE)).in_memory()
+        scored = scored.with_counts(scored.counts, model, device)
+        verdict, near = fitted.score(scored)
+        identity = {
+            "cell_id": scored.obs.index.to_numpy(),
+            "sample": scored.obs["sample"].astype(str).to_numpy(),
+            "split": scored.split,
+        }
+        named = parents(groups, fitted.doublets, near)
+        tables.append(pd.concat([pd.DataFrame(identity), verdict, named], axis=1))
+    return pd.concat(tables, ignore_index=True), held_out, groups
 
 
 if __name__ == "__main__":

@@ -138,9 +138,14 @@ def table_of(block: dict, rows: np.ndarray, genes: np.ndarray, names: pd.Index) 
     )
 
 
-def hits_of(block: dict, reported: np.ndarray, cells: Cells, alpha: float) -> pd.DataFrame:
+def are_among(names: np.ndarray, chosen: pd.Index) -> np.ndarray:
+    """Which of the names are chosen (names,) bool; the index is hashed once, not at every call."""
+    return chosen.get_indexer(names) >= 0
+
+
+def hits_of(block: dict, reported: pd.Index, cells: Cells, alpha: float) -> pd.DataFrame:
     """Genes with q <= alpha of the ``reported`` cells (names) of a block, the surest first."""
-    is_hit = (block["log_q"] <= np.log(alpha)) & np.isin(block["names"], reported)[:, None]
+    is_hit = (block["log_q"] <= np.log(alpha)) & are_among(block["names"], reported)[:, None]
     rows, genes = np.nonzero(is_hit)
     table = table_of(block, rows, genes, cells.genes)
     up = block["observed"][rows, genes] > block["expected"][rows, genes]
@@ -170,14 +175,14 @@ def outliers_of(block: dict, alpha: float, names: pd.Index) -> pd.DataFrame:
 class FullTable:
     """Writes the tests of the model's genes to Parquet, a row group a block of cells."""
 
-    def __init__(self, path, cells: Cells, which: np.ndarray):
+    def __init__(self, path, cells: Cells, which: pd.Index):
         """``which``: names of the cells whose tests are kept."""
         self.which, self.cells, self.n_rows = which, cells, 0
         self.writer = pq.ParquetWriter(path, FULL_TABLE, compression="zstd")
 
     def add(self, block: dict) -> None:
         """Write the kept cells of a block, cell by cell, genes in the model's order."""
-        rows = np.flatnonzero(np.isin(block["names"], self.which))
+        rows = np.flatnonzero(are_among(block["names"], self.which))
         if not len(rows):
             return
         genes = self.cells.in_model
@@ -243,8 +248,8 @@ def score(
     ``verdict``: cells.parquet; ``full_table``: the path to write it to.
     """
     query = verdict.loc[verdict["split"] == "query", ["cell_id", "sample", "is_anomaly"]]
-    flagged = query.loc[query["is_anomaly"], "cell_id"].to_numpy()
-    everyone, none = query["cell_id"].to_numpy(), np.array([], dtype=object)
+    flagged = pd.Index(query.loc[query["is_anomaly"], "cell_id"])
+    everyone, none = pd.Index(query["cell_id"]), pd.Index([], dtype=object)
     reported = everyone if is_bulk else flagged
     kept = {"query": everyone, "flagged": flagged, "none": none}[settings["full_table"]]
     theta = held_out_theta(fits, device) if is_bulk else None

@@ -15,8 +15,9 @@ import pandas as pd
 from cohort import MIN_ROWS, check_cohort
 from job import InputError, job, write_json, write_tsv
 from join_samples import JoinedCounts, join_samples
+from omics_vae.counts import BLOCK_CELLS, BUFFER_BLOCKS
 from splits import MIN_CELLS, fold_cells, labels, split_cells
-from stored_counts import CountFile, write_h5ad
+from stored_counts import ROW, CountFile, in_order, write_h5ad
 from variable_genes import variability
 
 # A variance from fewer cells is noise; smaller batches vote together.
@@ -239,20 +240,33 @@ def select_features(
     return counts, obs, var, summary
 
 
-def write_all(counts: JoinedCounts, obs: pd.DataFrame, var: pd.DataFrame, output) -> list[str]:
+def training_order(n_cells: int, seed: int) -> np.ndarray:
+    """The order of the cells in model_counts.h5ad: as they are, or at random where they are many.
+
+    Then training reads neighbouring cells together, and the input may be sorted.
+    """
+    if n_cells <= BUFFER_BLOCKS * BLOCK_CELLS:
+        return np.arange(n_cells)
+    return np.random.default_rng(seed).permutation(n_cells)
+
+
+def write_all(
+    counts: JoinedCounts, obs: pd.DataFrame, var: pd.DataFrame, seed: int, output
+) -> list[str]:
     """counts.h5ad, all genes, and model_counts.h5ad, those of the model; returns warnings."""
     n_empty = 0
 
     def blocks_of_model():
         nonlocal n_empty
-        for _, block in counts.of_genes(selected).blocks():
+        for block in in_order(counts.of_genes(selected).blocks(), order, Path(output.counts)):
             n_empty += int((np.diff(block.indptr) == 0).sum())
             yield block
 
+    order = training_order(len(obs), seed)
     selected = np.flatnonzero(var["selected"].to_numpy())
     blocks = (block for _, block in counts.blocks())
     write_h5ad(output.counts, {"X": blocks}, {"obs": obs, "var": var})
-    tables = {"obs": obs, "var": var.iloc[selected]}
+    tables = {"obs": obs.iloc[order].assign(**{ROW: order}), "var": var.iloc[selected]}
     # Read over and over in small pieces, so without compression.
     write_h5ad(output.model_counts, {"X": blocks_of_model()}, tables, compressed=False)
     if n_empty == 0:
@@ -276,7 +290,7 @@ if __name__ == "__main__":
             snakemake.params.seed,
         )
         splits = obs.groupby(["sample", "role", "split"], sort=True, observed=True).size()
-        summary["warnings"] += write_all(counts, obs, var, output)
+        summary["warnings"] += write_all(counts, obs, var, snakemake.params.seed, output)
         write_tsv(splits.rename("n_cells").reset_index(), output.splits)
         write_json(summary, output.summary)
         log.info("selected %d of %d genes", summary["n_selected"], len(var))

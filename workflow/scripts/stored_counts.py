@@ -1,8 +1,9 @@
 """Counts in h5ad files, read and written block by block: memory does not follow their number."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
@@ -15,6 +16,9 @@ from omics_vae.counts import Counts
 
 # Entries of a chunk in the file, 256 kB: a block of a few hundred cells lies in one or two.
 CHUNK = 2**16
+# The column of model_counts.h5ad that says where in counts.h5ad a cell is.
+ROW = "row_in_counts"
+BUCKET_ROWS = 2**15  # put in order at once; at 10 % of 2,000 genes 50 MB
 DEFAULT_MEM_MB = 4000  # of a job, where no profile says
 GZIP = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 PARTS = ("layers", "obsm", "obsp", "uns", "varm", "varp")
@@ -37,10 +41,15 @@ class CountFile:
     var: pd.DataFrame
 
     @classmethod
-    def open(cls, path: str | Path, memory: float = 0.0) -> "CountFile":
-        """Counts stay in the file unless they take at most ``memory`` bytes."""
+    def open(
+        cls, path: str | Path, memory: float = 0.0, without: tuple[str, ...] = ()
+    ) -> "CountFile":
+        """Counts stay in the file unless they take at most ``memory`` bytes.
+
+        ``without``: columns of obs that are not read.
+        """
         with h5py.File(path, "r") as file:
-            obs, var = (read_elem(file[part]) for part in ("obs", "var"))
+            obs, var = (_read_table(file[part], without) for part in ("obs", "var"))
         return cls(Counts.open(str(path), memory), obs, var)
 
     def take(self, cells: np.ndarray) -> "CountFile":
@@ -54,6 +63,25 @@ class CountFile:
         """Write it by :func:`write_h5ad`."""
         blocks = (block for _, block in self.counts.blocks())
         write_h5ad(path, {"X": blocks}, {"obs": self.obs, "var": self.var}, compressed)
+
+
+def _read_table(group: h5py.Group, without: tuple[str, ...]) -> pd.DataFrame:
+    names = [name for name in group.attrs["column-order"] if name not in without]
+    index = group.attrs["_index"]
+    return pd.DataFrame(
+        {name: read_elem(group[name]) for name in names},
+        index=pd.Index(read_elem(group[index]), name=None if index == "_index" else index),
+    )
+
+
+def _with_categories(table: pd.DataFrame) -> pd.DataFrame:
+    """Text that repeats itself as categories, which take a fraction of the memory."""
+    table = table.copy(deep=False)
+    for name in table.select_dtypes(object):
+        categories = pd.Categorical(table[name])
+        if len(categories.categories) < len(table):
+            table[name] = categories
+    return table
 
 
 def write_h5ad(
@@ -73,7 +101,8 @@ def write_h5ad(
     def write(partial: Path) -> None:
         with h5py.File(partial, "w") as file:
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-            for name, table in ({part: {} for part in PARTS} | tables).items():
+            tables_of = {name: _with_categories(tables[name]) for name in ("obs", "var")}
+            for name, table in ({part: {} for part in PARTS} | tables | tables_of).items():
                 # Scalars, as uns may hold, cannot be compressed.
                 write_elem(file, name, table, dataset_kwargs={} if name == "uns" else how)
             for name, blocks in matrices.items():
@@ -83,10 +112,9 @@ def write_h5ad(
 
 
 def _write_rows(group: h5py.Group, blocks, n_genes: int, how: dict) -> None:
-    parts, indptr = {}, [np.zeros(1, dtype=np.int64)]
+    parts, indptr, start = {}, [np.zeros(1, dtype=np.int64)], 0
     for block in blocks:
         block.sort_indices()  # a choice of genes may have put them in another order
-        start = int(indptr[-1][-1])
         for name in ("data", "indices"):
             values = getattr(block, name)
             if name not in parts:
@@ -95,7 +123,43 @@ def _write_rows(group: h5py.Group, blocks, n_genes: int, how: dict) -> None:
             parts[name].resize((start + len(values),))
             parts[name][start:] = values
         indptr.append(start + block.indptr[1:].astype(np.int64))
+        start += block.nnz
     indptr = np.concatenate(indptr)
     group.create_dataset("indptr", data=indptr, **how)
     group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
     group.attrs["shape"] = np.array([len(indptr) - 1, n_genes], dtype=np.int64)
+
+
+def in_order(
+    blocks: Iterable[tuple[slice, sparse.csr_matrix]], order: np.ndarray, beside: Path
+) -> Iterator[sparse.csr_matrix]:
+    """The rows of ``blocks`` (int32) in another ``order`` (positions), without holding them.
+
+    Each row goes to the file of its bucket of BUCKET_ROWS, in a temporary folder ``beside`` a file;
+    then bucket after bucket is read and put in order.
+    """
+    buckets = [order[start : start + BUCKET_ROWS] for start in range(0, len(order), BUCKET_ROWS)]
+    bucket_of, length = np.empty((2, len(order)), dtype=np.int64)
+    for k, rows in enumerate(buckets):
+        bucket_of[rows] = k
+    with TemporaryDirectory(prefix=".order.", dir=beside.parent) as folder:
+
+        def files(k: int) -> list[Path]:
+            return [Path(folder, f"{k}.{name}") for name in ("data", "indices")]
+
+        n_genes = 0
+        for rows, block in blocks:
+            length[rows], n_genes = np.diff(block.indptr), block.shape[1]
+            for k in np.unique(bucket_of[rows]):
+                part = block[bucket_of[rows] == k]
+                for values, path in zip((part.data, part.indices), files(k), strict=True):
+                    with path.open("ab") as file:
+                        values.astype(np.int32).tofile(file)
+        for k, rows in enumerate(buckets):
+            ascending = np.sort(rows)
+            indptr = np.concatenate([[0], np.cumsum(length[ascending])])
+            arrays = [np.fromfile(path, dtype=np.int32) for path in files(k)]
+            bucket = sparse.csr_matrix((*arrays, indptr), shape=(len(rows), n_genes))
+            for path in files(k):
+                path.unlink()
+            yield bucket[np.searchsorted(ascending, rows)]

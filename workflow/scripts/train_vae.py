@@ -4,7 +4,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from omics_vae.collapse import (
     diagnose,
     mutual_information,
 )
+from omics_vae.data import CountData, ShuffledBatches
 from omics_vae.fused import has_bfloat16, has_step
 from omics_vae.inference import CellElbo, cell_elbo, embed
 from omics_vae.initialisation import start_from
@@ -54,7 +54,6 @@ PLAN = (
     "kl_cycles",
     "free_bits",
     "validation_interval",
-    "validation_cells",
     "patience",
     "min_improvement",
     "checkpoint_seconds",
@@ -116,7 +115,14 @@ class ProgressReport:
 
 
 def run_training(
-    model: VAE, inputs: ModelInputs, plan: TrainingPlan, device, params, log, label: str
+    model: VAE,
+    training: CountData,
+    validation: CountData,
+    plan: TrainingPlan,
+    device,
+    params,
+    log,
+    label: str,
 ) -> Progress:
     """Train and turn what the user can mend into one line.
 
@@ -125,8 +131,8 @@ def run_training(
     try:
         return train(
             model,
-            inputs.split("train"),
-            inputs.split("validation"),
+            training,
+            validation,
             plan,
             device,
             Path(params.checkpoint),
@@ -238,11 +244,13 @@ if __name__ == "__main__":
         inputs = inputs.with_design(design)
         plan = training_plan(settings, params.seed)
         model = build_model(inputs, settings, design, params.seed)
-        progress = run_training(model, inputs, plan, device, params, log, "train_vae")
+        training = inputs.split("train")
+        data = training, inputs.validation(settings["validation_cells"])
+        progress = run_training(model, *data, plan, device, params, log, "train_vae")
         elbo = cell_elbo(model, inputs.split("validation"), device, EVIDENCE_DRAWS)
         measures = final_measures(model, elbo, inputs, plan, device)
         collapse = Diagnosis(**measures["collapse"]) if measures["collapse"] else None
-        n_train = len(inputs.split("train"))
+        batches = ShuffledBatches(training, plan.batch_size, plan.seed)
         write_parquet(pd.DataFrame(progress.history), snakemake.output.history)
         write_parquet(kl_table(progress), snakemake.output.kl)
         write_parquet(validation_table(elbo, inputs.cells), snakemake.output.validation)
@@ -250,12 +258,12 @@ if __name__ == "__main__":
             {
                 "architecture": asdict(model.architecture),
                 "beta": plan.beta,
-                "n_train": n_train,
+                "n_train": len(training),
                 "n_validation": len(inputs.split("validation")),
                 "n_genes": len(inputs.genes),
                 "n_latent": model.architecture.n_latent,
                 "steps": progress.step,
-                "steps_per_epoch": int(np.ceil(n_train / plan.batch_size)),
+                "steps_per_epoch": batches.steps_per_epoch,
                 "warmup_ends_at_step": 0 if plan.is_final(0) else plan.kl_warmup_steps,
                 "best_step": progress.best_step,
                 "stopped_by": progress.stopped_by,

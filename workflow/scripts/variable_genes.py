@@ -48,8 +48,6 @@ def _variability(counts: JoinedCounts, groups: np.ndarray, names: list[str]) -> 
     total, square = _sums(counts, code, len(names))
     mean = total / n
     variance = (square / n - mean**2) * (n / np.maximum(n - 1, 1))
-    # Of a constant gene rounding may leave more than nothing.
-    variance[(square * n == total**2)] = 0.0
     trends = [_trend(*of_group) for of_group in zip(mean, variance, strict=True)]
     sd = np.array([np.ones_like(mean[0]) if trend is None else trend[0] for trend in trends])
     clipped, clipped_square = _sums(counts, code, len(names), sd * np.sqrt(n) + mean)

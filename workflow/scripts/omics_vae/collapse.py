@@ -53,10 +53,13 @@ def mutual_information(at: Embedding, draws: int = 1) -> float:
     own = np.tile(np.arange(len(mean)), draws)
     log_q = -0.5 * (((z - mean[own]) ** 2 / variance[own]) + np.log(variance[own])).sum(1)
     precision = 1.0 / variance
-    # (z - m)^2 / v of every pair of cells, as matrix products.
-    square = z**2 @ precision.T - 2.0 * z @ (mean * precision).T
-    square += (mean**2 * precision).sum(1) + np.log(variance).sum(1)
-    return float(np.mean(log_q - logsumexp(-0.5 * square, axis=1) + np.log(len(mean))))
+    constant = (mean**2 * precision).sum(1) + np.log(variance).sum(1)
+    log_mixture = np.empty(len(z))
+    for part in np.array_split(np.arange(len(z)), draws):
+        # (z - m)^2 / v of every pair of cells, as matrix products.
+        square = z[part] ** 2 @ precision.T - 2.0 * z[part] @ (mean * precision).T + constant
+        log_mixture[part] = logsumexp(-0.5 * square, axis=1)
+    return float(np.mean(log_q - log_mixture + np.log(len(mean))))
 
 
 def aggregated_kl(at: Embedding, prior: Mixture) -> np.ndarray:
@@ -71,8 +74,11 @@ def aggregated_kl(at: Embedding, prior: Mixture) -> np.ndarray:
     log_p = prior.log_marginals(torch.from_numpy(z).to(prior.mean)).detach().double().cpu().numpy()
     result = np.empty(mean.shape[1])
     for j, (m, v) in enumerate(zip(mean.T, variance.T, strict=True)):
-        log_n = -0.5 * ((z[:, j, None] - m) ** 2 / v + np.log(2.0 * np.pi * v))
-        result[j] = np.mean(logsumexp(log_n, axis=1) - np.log(len(m)) - log_p[:, j])
+        constant, log_mixture = np.log(2.0 * np.pi * v), np.empty(len(z))
+        for part in np.array_split(np.arange(len(z)), MIXTURE_DRAWS):
+            log_n = -0.5 * ((z[part, j, None] - m) ** 2 / v + constant)
+            log_mixture[part] = logsumexp(log_n, axis=1)
+        result[j] = np.mean(log_mixture - np.log(len(m)) - log_p[:, j])
     return np.maximum(result, 0.0)
 
 

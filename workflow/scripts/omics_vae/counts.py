@@ -9,6 +9,9 @@ import scipy.sparse as sp
 BYTES_AN_ENTRY = 8  # int32 count and int32 gene
 # Rows read at once where all of a matrix is passed through.
 BLOCK_ROWS = 4096
+# Training cells come in buffers of so many blocks of neighbouring cells, on average at most so many
+# a block (data.ShuffledBatches).
+BUFFER_BLOCKS, BLOCK_CELLS = 64, 256
 # Rows between two wanted ones up to which reading on is cheaper than a second read.
 READ_ON = 64
 
@@ -26,7 +29,7 @@ class StoredMatrix:
         self._indices, self._data = group["indices"], group["data"]
         self._indptr = np.asarray(group["indptr"][:]).astype(np.int64)
         entries = {int(self._indptr[-1]), *(int(a.shape[0]) for a in (self._indices, self._data))}
-        if len(self._indptr) != self.shape[0] + 1 or len(entries) > 1:
+        if len(self._indptr) != self.shape[0] + 1 or self._indptr[0] != 0 or len(entries) > 1:
             raise ValueError("data, indices and indptr do not fit together")
         self.dtype = self._data.dtype
 

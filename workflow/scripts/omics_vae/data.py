@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from omics_vae.counts import Counts, Index
+from omics_vae.counts import BLOCK_CELLS, BUFFER_BLOCKS, Counts, Index
 
 
 class Batch(NamedTuple):
@@ -85,19 +85,67 @@ class CountData:
             yield self.chunk(slice(start, start + size), device)
 
 
+class DeviceData:
+    """Data in memory, copied to a device once as CSR; minibatches become dense there.
+
+    Between host and device then travel the positions of the cells and not their dense counts.
+    """
+
+    def __init__(self, data: CountData, device: torch.device):
+        matrix, self.rows, self.device = data.counts.matrix, data.counts.rows, device
+        self.n_genes = matrix.shape[1]
+        self._lengths = np.diff(matrix.indptr)
+
+        def on_device(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(device, dtype)
+
+        self._starts = on_device(matrix.indptr[:-1], torch.int64)
+        self._genes = on_device(matrix.indices, torch.int32)
+        self._counts = on_device(matrix.data, torch.float32)
+        self._others = [
+            on_device(data.log_offset, torch.float32),
+            on_device(data.covariates, torch.float32),
+            on_device(data.batch, torch.int64),
+        ]
+
+    def chunk(self, cells: np.ndarray) -> Batch:
+        """As :meth:`CountData.chunk` of these cells (positions)."""
+        rows = cells if self.rows is None else self.rows[cells]
+        lengths = self._lengths[rows]
+        # Where the entries of a cell begin in the batch; the sizes are known on the host, so that
+        # the device need not be waited for.
+        begin, total = np.cumsum(lengths) - lengths, int(lengths.sum())
+        cells, rows, lengths, begin = (
+            torch.from_numpy(np.asarray(a, dtype=np.int64)).to(self.device)
+            for a in (cells, rows, lengths, begin)
+        )
+
+        def spread(values: torch.Tensor) -> torch.Tensor:
+            return torch.repeat_interleave(values, lengths, output_size=total)
+
+        entry = torch.arange(total, device=self.device) + spread(self._starts[rows] - begin)
+        x = torch.zeros(len(rows), self.n_genes, device=self.device)
+        x[spread(torch.arange(len(rows), device=self.device)), self._genes[entry].long()] = (
+            self._counts[entry]
+        )
+        return Batch(x, *(values[cells] for values in self._others))
+
+
 class ShuffledBatches:
     """The cells of each training step, as a function of the step alone.
 
     Every epoch is a fresh order drawn from (seed, epoch): blocks of neighbouring cells are dealt at
     random into buffers of some 16,000 cells, and the cells of a buffer shuffled and dealt evenly
     into batches of at most ``batch_size``. Up to 16,384 cells that is a permutation of all; beyond,
-    a batch is of ``BLOCKS`` places of the data instead of any, which lets a buffer be read from
-    disk by a few long reads. Counts in memory are dealt in the same way, so that where they lie
-    changes no result. Nothing is remembered between steps, so a training resumed at any step sees
-    the batches that it would have seen.
+    a batch is of 64 places of the data instead of any, which lets a buffer be read from disk by a
+    few long reads. The data must then be in random order: sorted by type or sample, their batches
+    would follow the order, and cost held-out ELBO (40 types, 1e5 cells: 4.7 nats a cell). Counts in
+    memory are dealt in the same way, so that where they lie changes no result. Nothing is
+    remembered between steps, so a training resumed at any step sees the batches that it would have
+    seen.
     """
 
-    BLOCKS, BLOCK_CELLS = 64, 256  # of a buffer; on average, of a block at most
+    BLOCKS, BLOCK_CELLS = BUFFER_BLOCKS, BLOCK_CELLS
 
     def __init__(self, data: CountData, batch_size: int, seed: int):
         self.data, self.seed = data, seed

@@ -25,7 +25,7 @@ from scipy.linalg import eigvalsh
 
 from omics_vae.collapse import aggregated_kl
 from omics_vae.data import CountData
-from omics_vae.inference import cell_elbo, embed
+from omics_vae.inference import CHUNK, cell_elbo, embed
 from omics_vae.likelihoods import NegativeBinomial
 from omics_vae.model import VAE
 
@@ -148,17 +148,20 @@ def signal_axes(data: CountData, seed: int = 0) -> int:
     """
     if len(data) > AXES_CELLS:
         chosen = np.random.default_rng(seed).choice(len(data), AXES_CELLS, replace=False)
-        data = data.take(np.sort(chosen))
-    x = data.counts.toarray().astype(np.float64)
-    x = x[:, x.sum(0) > 0]
-    size = np.exp(data.log_offset)
-    mu = np.outer(size, x.sum(0) / size.sum())
-    pooled = NegativeBinomial(torch.from_numpy(np.log(mu)), torch.zeros(()))
-    residuals = np.sign(x - mu) * np.sqrt(pooled.deviance(x))
+        data = data.take(np.sort(chosen)).in_memory()
+    of_genes, size = data.counts.sum(0), np.exp(data.log_offset)
+    seen = np.flatnonzero(of_genes)
+    share = of_genes[seen] / size.sum()
+    residuals = np.empty((len(data), len(seen)))
+    for cells, x in data.counts.of_genes(seen).blocks(CHUNK):
+        x, mu = x.toarray().astype(np.float64), np.outer(size[cells], share)
+        pooled = NegativeBinomial(torch.from_numpy(np.log(mu)), torch.zeros(()))
+        residuals[cells] = np.sign(x - mu) * np.sqrt(pooled.deviance(x))
     depth = np.linalg.qr(np.vander(data.log_offset - data.log_offset.mean(), 4))[0]
     residuals -= depth @ (depth.T @ residuals)
     residuals /= np.maximum(residuals.std(0), 1e-12)
     residuals /= np.maximum(residuals.std(1, keepdims=True), 1e-12)
-    square = residuals @ residuals.T if len(x) < x.shape[1] else residuals.T @ residuals
+    is_wide = residuals.shape[0] < residuals.shape[1]
+    square = residuals @ residuals.T if is_wide else residuals.T @ residuals
     values = np.sqrt(np.maximum(eigvalsh(square), 0.0))
-    return int((values > hard_threshold(values, x.shape)).sum())
+    return int((values > hard_threshold(values, residuals.shape)).sum())

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from omics_vae import fused
 from omics_vae.adam import Adam
 from omics_vae.collapse import active_units, mutual_information
-from omics_vae.data import CountData, ShuffledBatches
+from omics_vae.data import Batch, CountData, DeviceData, ShuffledBatches
 from omics_vae.fused import StepLoss
 from omics_vae.inference import cell_elbo, embed
 from omics_vae.model import VAE
@@ -50,7 +50,6 @@ class TrainingPlan:
     min_improvement: float
     checkpoint_seconds: float
     seed: int
-    validation_cells: int = 4096  # of held-out cells a look takes at most so many
     precision: str = "float32"  # of the output layer's products; or bfloat16 (fused.py)
 
     def __post_init__(self):
@@ -119,10 +118,6 @@ def train(
     Raises ``FloatingPointError`` when the loss or the held-out ELBO is no longer a number.
     """
     model.to(device)
-    if len(validation) > plan.validation_cells:
-        spread = np.linspace(0, len(validation) - 1, plan.validation_cells).astype(np.int64)
-        validation = validation.take(spread)
-    validation = validation.in_memory()
     step = make_step(model, len(training), plan, device)
     optimizer = make_optimizer(model, plan, len(training))
     batches = ShuffledBatches(training, plan.batch_size, plan.seed)
@@ -181,24 +176,27 @@ def make_step(model: VAE, n_cells: int, plan: TrainingPlan, device: torch.device
         return lambda data, cells, at: step(
             data, cells, step.noise(len(cells), plan.seed, at), plan.beta_at(at), plan.free_bits
         )
-    return lambda data, cells, at: autograd_step(model, data, n_cells, plan, device, cells, at)
+    if device.type == "cpu":
+        return lambda data, cells, at: autograd_step(
+            model, data.chunk(cells, device), n_cells, plan, at
+        )
+    held: list = [None, None]  # a buffer of data, and its copy on the device
+
+    def on_device(data: CountData, cells: np.ndarray, at: int) -> StepLoss:
+        if held[0] is not data:
+            held[:] = data, DeviceData(data, device)
+        return autograd_step(model, held[1].chunk(cells), n_cells, plan, at)
+
+    return on_device
 
 
-def autograd_step(
-    model: VAE,
-    data: CountData,
-    n_cells: int,
-    plan: TrainingPlan,
-    device: torch.device,
-    cells: np.ndarray,
-    at: int,
-) -> StepLoss:
+def autograd_step(model: VAE, batch: Batch, n_cells: int, plan: TrainingPlan, at: int) -> StepLoss:
     """Gradients of any model on any device."""
     # The stream of dropout and of z is a function of (seed, step).
     stream = np.random.SeedSequence([plan.seed, at]).generate_state(1, np.uint64)
     torch.manual_seed(int(stream[0] >> 1))
     model.train()
-    parts = model(data.chunk(cells, device))
+    parts = model(batch)
     kl, reconstruction = parts.kl.mean(), parts.reconstruction.mean()
     prior = model.log_theta_prior() / n_cells
     penalty = kl
@@ -208,7 +206,7 @@ def autograd_step(
     loss = plan.beta_at(at) * penalty - reconstruction - prior
     model.zero_grad(set_to_none=True)
     loss.backward()
-    return StepLoss(*(float(value.detach()) for value in (loss, reconstruction, kl)))
+    return StepLoss(*torch.stack([loss, reconstruction, kl]).detach().tolist())
 
 
 def _advance(step: Step, optimizer, batches, progress) -> None:
