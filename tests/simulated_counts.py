@@ -133,6 +133,7 @@ TRAIN = {
     "encode_covariates": False,
     "batch_size": 64,
     "learning_rate": 0.005,
+    "learning_rate_drops": 1,
     "weight_decay": 20.0,
     "beta": 1.0,
     "kl_warmup": "linear",

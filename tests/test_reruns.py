@@ -139,6 +139,7 @@ SETTINGS = {
     ("train.beta", 2): "train_vae",
     ("train.kl_warmup", "cosine"): "train_vae",
     ("train.learning_rate", 0.002): "train_vae",
+    ("train.learning_rate_drops", 1): "train_vae",
     ("train.validation_cells", 100): "train_vae",
     # Changes no result; still a setting of the training, so a trained model is trained again.
     ("train.precision", "float32"): "train_vae",

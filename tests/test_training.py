@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from omics_vae import training
+from omics_vae.adam import Adam
 from omics_vae.collapse import active_units, mutual_information
 from omics_vae.counts import Counts
 from omics_vae.data import CountData, ShuffledBatches, choose_device
@@ -169,6 +170,36 @@ def test_patience_counts_looks_without_a_sufficient_improvement(tmp_path, monkey
     assert progress.best_step == 40
     assert progress.best_objective == pytest.approx(-4.8)
     assert progress.step == 56
+
+
+def test_the_rate_falls_where_patience_ends_and_training_stops_after_the_last_time(
+    tmp_path, monkeypatch
+):
+    # Looks at 8, 16, 24, ...; the warm-up ends at 20. New bests at 24 and, the rate fallen, at 56.
+    scripted_elbo(monkeypatch, [-9.0, -9.0, -5.0, -5.0, -5.0, -5.0, -4.0])
+    seen, step = [], Adam.step
+    monkeypatch.setattr(Adam, "step", lambda self: seen.append(self.rate) or step(self))
+    plan = replace(PLAN, patience=2, learning_rate_drops=2, max_steps=200)
+    _, progress = run(tmp_path / "c", plan)
+    rates = [(row["step"], row["learning_rate"] / plan.learning_rate) for row in progress.history]
+    assert rates == [
+        *((at, 1.0) for at in (8, 16, 24, 32, 40)),
+        *((at, pytest.approx(0.3)) for at in (48, 56, 64, 72)),
+        *((at, pytest.approx(0.09)) for at in (80, 88)),
+    ]
+    assert (progress.best_step, progress.step, progress.stopped_by) == (56, 88, "early stopping")
+    # A look tells the rate of the steps before it.
+    assert seen == [rate for _, rate in rates for _ in range(8)]
+
+
+def test_a_run_killed_after_the_rate_fell_ends_as_if_it_never_was(tmp_path):
+    plan = replace(LONG, patience=1, min_improvement=5.0, learning_rate_drops=3)
+    whole = run(tmp_path / "whole", plan)
+    assert whole[1].drops == 3
+    fell = next(i for i, row in enumerate(whole[1].history) if row["learning_rate"] < 1e-3)
+    with pytest.raises(KilledError):
+        run(tmp_path / "c", plan, report=kill_at(fell + 2))
+    assert same(whole, run(tmp_path / "c", plan))
 
 
 def test_the_best_look_is_judged_by_the_objective_that_is_trained(tmp_path):

@@ -34,7 +34,7 @@ class Cells:
     @property
     def split(self) -> np.ndarray:
         """train, validation, calibration or query (cells,)."""
-        return self.obs["split"].astype(str).to_numpy()
+        return self.obs["split"].astype(object).to_numpy()
 
     @property
     def latent(self) -> np.ndarray:

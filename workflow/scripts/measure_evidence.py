@@ -55,7 +55,7 @@ if __name__ == "__main__":
         torch.set_num_threads(snakemake.threads)
         device = device_or_error(params.device)
         model, inputs = read_fit(snakemake.input, counts_memory(snakemake))
-        split = inputs.cells["split"].astype(str).to_numpy()
+        split = inputs.cells["split"].to_numpy()
         chosen = choose_cells(split, params.evidence["cells"], params.seed)
         data, obs = inputs.data.take(chosen), inputs.cells.iloc[chosen]
         found = refine(model, data, device, settings["steps"], settings["learning_rate"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from design import Design
@@ -53,9 +54,10 @@ def read_library_size(path: str, cell_ids: pd.Index) -> pd.DataFrame:
     """Sizes of library_size.parquet, checked to be in the order of the cells of counts.h5ad."""
     names, at, is_same = ParquetFile(path), 0, True
     for batch in names.iter_batches(columns=["cell_id"]):
-        found = batch.column(0).to_numpy(zero_copy_only=False)
-        is_same = is_same and np.array_equal(found, cell_ids[at : at + len(found)].to_numpy())
-        at += len(found)
+        # As arrow arrays: a million strings of Python would take 70 MB.
+        expected = pa.array(cell_ids[at : at + len(batch)], type=batch.schema.types[0])
+        is_same = is_same and batch.column(0).equals(expected)
+        at += len(batch)
     if not is_same or at != len(cell_ids):
         raise InputError(
             f"{path}: its cells are not those of counts.h5ad; delete it and run the same command"
@@ -70,7 +72,8 @@ def hold_out(
 
     Those of a ``fold`` become the query, those named ``held`` (cell_id) become the split held.
     """
-    split = cells["split"].astype(str).to_numpy(dtype=object)
+    # As objects the cells share the names; astype(str) would make a million of them.
+    split = cells["split"].astype(object).to_numpy(copy=True)
     if fold is not None:
         split[(cells["fold"] == fold).to_numpy()] = "query"
     if held is not None:

@@ -47,6 +47,7 @@ PLAN = (
     "max_steps",
     "batch_size",
     "learning_rate",
+    "learning_rate_drops",
     "weight_decay",
     "beta",
     "kl_warmup",

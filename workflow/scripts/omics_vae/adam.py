@@ -18,12 +18,14 @@ class Adam:
               p \\leftarrow p - \\eta \\lambda p
               - \\eta \\frac{m / (1 - \\beta_1^t)}{\\sqrt{v / (1 - \\beta_2^t)} + \\epsilon}
 
-    ``groups``: dicts with ``params``, ``lr`` (eta) and ``weight_decay`` (lambda).
+    ``groups``: dicts with ``params``, ``lr`` and ``weight_decay`` (lambda); eta is ``lr`` times
+    ``rate``, 1 until somebody lowers it.
     Sources: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
 
     def __init__(self, groups: list[dict]):
         self.groups = [group for group in groups if group["params"]]
+        self.rate = 1.0
         self.parameters = [p for group in self.groups for p in group["params"]]
         # In memory as the parameters are: the kernel goes through all of them side by side.
         self.first = {p: torch.zeros_like(p) for p in self.parameters}
@@ -43,7 +45,7 @@ class Adam:
                 [self.second[p] for p in params],
                 [],
                 [self.steps] * len(params),
-                lr=group["lr"],
+                lr=self.rate * group["lr"],
                 beta1=BETA_1,
                 beta2=BETA_2,
                 weight_decay=group["weight_decay"],

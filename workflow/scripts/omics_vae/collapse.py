@@ -22,6 +22,7 @@ from omics_vae.priors import Mixture
 ACTIVE_VARIANCE = 0.01  # Burda et al.: a unit is active when Var[posterior mean] exceeds it
 MIXTURE_CELLS = 2000  # cells in the aggregated posterior: cost is its square
 MIXTURE_DRAWS = 5
+PARTS = 20  # in which every draw meets every cell: 8 MB each
 LITTLE_INFORMATION = 0.05  # nats; as the KL under which a dimension is pruned
 NOISY_DISPERSION = 0.5  # Pearson dispersion below which a decoder expects too much scatter
 DIAGNOSED_CELLS = 1000  # more would say the same
@@ -55,7 +56,7 @@ def mutual_information(at: Embedding, draws: int = 1) -> float:
     precision = 1.0 / variance
     constant = (mean**2 * precision).sum(1) + np.log(variance).sum(1)
     log_mixture = np.empty(len(z))
-    for part in np.array_split(np.arange(len(z)), draws):
+    for part in np.array_split(np.arange(len(z)), PARTS):
         # (z - m)^2 / v of every pair of cells, as matrix products.
         square = z[part] ** 2 @ precision.T - 2.0 * z[part] @ (mean * precision).T + constant
         log_mixture[part] = logsumexp(-0.5 * square, axis=1)
@@ -75,7 +76,7 @@ def aggregated_kl(at: Embedding, prior: Mixture) -> np.ndarray:
     result = np.empty(mean.shape[1])
     for j, (m, v) in enumerate(zip(mean.T, variance.T, strict=True)):
         constant, log_mixture = np.log(2.0 * np.pi * v), np.empty(len(z))
-        for part in np.array_split(np.arange(len(z)), MIXTURE_DRAWS):
+        for part in np.array_split(np.arange(len(z)), PARTS):
             log_n = -0.5 * ((z[part, j, None] - m) ** 2 / v + constant)
             log_mixture[part] = logsumexp(log_n, axis=1)
         result[j] = np.mean(log_mixture - np.log(len(m)) - log_p[:, j])

@@ -1,6 +1,6 @@
 """Reading cells with a trained model: posterior, expected counts, ELBO, evidence, refinement."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class Embedding:
         return Embedding(*(getattr(self, name)[cells] for name in self.__dataclass_fields__))
 
     @classmethod
-    def of(cls, posteriors: list[Posterior]) -> "Embedding":
+    def of(cls, posteriors: Iterable[Posterior]) -> "Embedding":
         """Chunks of posteriors, joined."""
         rows = []
         for q in posteriors:
@@ -90,7 +90,7 @@ def log_likelihood(model: VAE, batch: Batch) -> Callable[[torch.Tensor, Posterio
 
 def embed(model: VAE, data: CountData, device: torch.device) -> Embedding:
     """The amortized posterior of every cell."""
-    return Embedding.of([q for _, _, q in posteriors(model, data, device)])
+    return Embedding.of(q for _, _, q in posteriors(model, data, device))
 
 
 @torch.no_grad()

@@ -152,16 +152,21 @@ def signal_axes(data: CountData, seed: int = 0) -> int:
     of_genes, size = data.counts.sum(0), np.exp(data.log_offset)
     seen = np.flatnonzero(of_genes)
     share = of_genes[seen] / size.sum()
-    residuals = np.empty((len(data), len(seen)))
+    residuals = np.empty((len(data), len(seen)), dtype=np.float32)
     for cells, x in data.counts.of_genes(seen).blocks(CHUNK):
         x, mu = x.toarray().astype(np.float64), np.outer(size[cells], share)
         pooled = NegativeBinomial(torch.from_numpy(np.log(mu)), torch.zeros(()))
         residuals[cells] = np.sign(x - mu) * np.sqrt(pooled.deviance(x))
     depth = np.linalg.qr(np.vander(data.log_offset - data.log_offset.mean(), 4))[0]
-    residuals -= depth @ (depth.T @ residuals)
-    residuals /= np.maximum(residuals.std(0), 1e-12)
-    residuals /= np.maximum(residuals.std(1, keepdims=True), 1e-12)
+    depth = depth.astype(residuals.dtype)
+    # In place and with half the digits: 5,000 cells and 2,000 genes take 40 MB.
+    for column, curve in zip(residuals.T, (depth.T @ residuals).T, strict=True):
+        column -= depth @ curve
+        column /= max(column.std(), 1e-12)
+    for row in residuals:
+        row /= max(row.std(), 1e-12)
     is_wide = residuals.shape[0] < residuals.shape[1]
     square = residuals @ residuals.T if is_wide else residuals.T @ residuals
-    values = np.sqrt(np.maximum(eigvalsh(square), 0.0))
+    values = eigvalsh(square.astype(np.float64), overwrite_a=True)
+    values = np.sqrt(np.maximum(values, 0.0))
     return int((values > hard_threshold(values, residuals.shape)).sum())

@@ -27,6 +27,8 @@ from omics_vae.fused import StepLoss
 from omics_vae.inference import cell_elbo, embed
 from omics_vae.model import VAE
 
+# What is left of the learning rate when it falls: as a tenth, but in two steps.
+RATE_LEFT = 0.3
 # A log dispersion has a range of many units to cross, a weight a fraction of one.
 NOISE_PARAMETERS = ("log_theta", "log_gene_variance")
 NOISE_SPEED = 10.0
@@ -50,6 +52,7 @@ class TrainingPlan:
     min_improvement: float
     checkpoint_seconds: float
     seed: int
+    learning_rate_drops: int = 0  # times that the rate falls before training stops
     precision: str = "float32"  # of the output layer's products; or bfloat16 (fused.py)
 
     def __post_init__(self):
@@ -86,6 +89,8 @@ class Progress:
 
     step: int = 0
     best_step: int = -1
+    drops: int = 0  # times that the learning rate has fallen
+    dropped_at: int = -1  # the step of the last time
     best_objective: float = -math.inf  # the held-out ELBO where beta is 1
     train_elbo_sum: float = 0.0
     train_steps: int = 0
@@ -108,8 +113,9 @@ def train(
 
     Early stopping looks at reconstruction - beta KL of the validation cells, and only from the step
     at which the warm-up is over: the same under a lighter KL term is not comparable with the final
-    one. It stops when ``patience`` evaluations in a row have not improved the best by
-    ``min_improvement`` nats a cell; a smaller gain is no new best.
+    one. When ``patience`` evaluations in a row have not improved the best by ``min_improvement``
+    nats a cell (a smaller gain is no new best), the learning rate falls to RATE_LEFT of itself;
+    after ``learning_rate_drops`` times, training stops.
 
     A checkpoint is written to ``checkpoint`` every ``checkpoint_seconds`` and removed by
     :func:`remove_checkpoint` once the caller has stored the result. One that was written by another
@@ -129,11 +135,13 @@ def train(
         if plan.is_final(0):  # fine-tuning: the start is a model to beat
             progress.best_step = 0
             progress.best_objective = cell_elbo(model, validation, device).objective(plan.beta)
+    optimizer.rate = RATE_LEFT**progress.drops
     written = time.monotonic()
     while not progress.stopped_by:
         _advance(step, optimizer, batches, progress)
         if progress.step % plan.validation_interval == 0 or progress.step == plan.max_steps:
             _evaluate(model, validation, plan, progress, best, batches, device)
+            optimizer.rate = RATE_LEFT**progress.drops
             report(progress)
             if time.monotonic() - written >= plan.checkpoint_seconds:
                 _save_checkpoint(checkpoint, key, model, optimizer, best, progress)
@@ -236,7 +244,7 @@ def _evaluate(model, validation, plan, progress, best, batches, device) -> None:
             "step": progress.step,
             "epoch": progress.step / batches.steps_per_epoch,
             "beta": plan.beta_at(progress.step),
-            "learning_rate": plan.learning_rate,
+            "learning_rate": plan.learning_rate * RATE_LEFT**progress.drops,
             "train_elbo": progress.train_elbo_sum / progress.train_steps,
             "validation_elbo": held_out.mean,
             "validation_reconstruction": float(held_out.reconstruction.mean()),
@@ -252,9 +260,12 @@ def _evaluate(model, validation, plan, progress, best, batches, device) -> None:
             progress.best_objective, progress.best_step = objective, progress.step
             for name, tensor in model.state_dict().items():
                 best[name].copy_(tensor)
-        waited = (progress.step - progress.best_step) / plan.validation_interval
-        if waited >= plan.patience:
-            progress.stopped_by = "early stopping"
+        since = max(progress.best_step, progress.dropped_at)
+        if (progress.step - since) / plan.validation_interval >= plan.patience:
+            if progress.drops < plan.learning_rate_drops:
+                progress.drops, progress.dropped_at = progress.drops + 1, progress.step
+            else:
+                progress.stopped_by = "early stopping"
     if progress.step >= plan.max_steps:
         progress.stopped_by = progress.stopped_by or "max_steps"
 
