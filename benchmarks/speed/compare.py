@@ -8,7 +8,8 @@ Both sides live in processes of their own and train an epoch or more in turn, A 
 machine whose speed drifts is slow for both. Written: ``rounds.tsv``, every epoch; ``table.tsv``,
 medians with their range, the ratio pair by pair, peak memory, the held-out ELBO after the same
 number of epochs, and the share that each side reaches of what the processor multiplies. With
-``--to-elbo`` instead ``to_elbo.tsv``: seconds to the ELBO with which the peer's defaults end.
+``--to-elbo`` instead ``to_elbo.tsv``: seconds to the ELBO with which the peer's defaults end; with
+``--out-of-core`` instead ``out_of_core.tsv``: ours with the counts in memory and on disk.
 """
 
 import argparse
@@ -157,6 +158,36 @@ def race_to_elbo(options, counts: Path, likelihood: str) -> list[dict]:
     return [{"likelihood": likelihood} | row | {"ratio": wall / row["seconds"]} for row in rows]
 
 
+def race_from_disk(options) -> pd.DataFrame:
+    """Epochs of ours with the counts in memory and on disk, in turn: a row a round."""
+    sys.path.insert(0, str(HERE.parents[1] / "workflow" / "scripts"))
+    from stored_counts import write_h5ad
+
+    counts = options.out / f"simulated_{options.cells}.h5ad"
+    if not counts.exists():
+        tables = {"obs": pd.DataFrame(index=pd.RangeIndex(options.cells).astype(str))}
+        tables["var"] = pd.DataFrame(index=pd.RangeIndex(N_GENES).astype(str))
+        write_h5ad(counts, {"X": simulated_blocks(options.cells)}, tables, compressed=False)
+    sides = {
+        place: Side(sys.executable, "anomics", counts, memory=memory)
+        for place, memory in (("in memory", 1e15), ("on disk", 0))
+    }
+    rows = []
+    for number in range(options.rounds):
+        for place, side in sides.items():
+            found = side.ask(epochs=1)
+            row = {"round": number, "counts": place, "seconds": found["wall"]}
+            rows.append(row | {"peak_mb": found["peak_mb"]})
+            print(row, flush=True)
+    elbo = {place: side.ask(elbo=True)["elbo"] for place, side in sides.items()}
+    for side in sides.values():
+        side.close()
+    table = pd.DataFrame(rows)
+    in_memory = table[table["counts"] == "in memory"].set_index("round")["seconds"]
+    table["ratio"] = table["seconds"] / table["round"].map(in_memory)
+    return table.assign(elbo=table["counts"].map(elbo))
+
+
 def summarise(rounds: pd.DataFrame) -> pd.DataFrame:
     """A row a setting and side: medians, ranges, ratios to the peer pair by pair."""
     setting = ["likelihood", "threads", "batch"]
@@ -184,7 +215,7 @@ def main() -> None:
     """Race, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--peer-python", required=True, help="interpreter that has scvi-tools")
+    parser.add_argument("--peer-python", help="interpreter that has scvi-tools")
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--counts", type=Path, help=".npz, scipy CSR, instead of simulated ones")
     parser.add_argument("--likelihoods", nargs="+", default=["nb", "zinb"])
@@ -193,8 +224,16 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--to-elbo", action="store_true", help="time to the peer's final ELBO")
+    parser.add_argument("--out-of-core", action="store_true", help="ours, in memory and on disk")
     options = parser.parse_args()
+    if not (options.peer_python or options.out_of_core):
+        parser.error("--peer-python: the interpreter of an environment with scvi-tools is needed")
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.out_of_core:
+        table = race_from_disk(options)
+        table.to_csv(options.out / "out_of_core.tsv", sep="\t", index=False, float_format="%.5g")
+        print(table.round(3).to_string(index=False))
+        return
     counts = options.counts or options.out / f"simulated_{options.cells}.npz"
     if not counts.exists():
         sp.save_npz(counts, simulate(options.cells))

@@ -2,7 +2,7 @@
 
 ::
 
-    python side.py {anomics,scvi} COUNTS.npz --likelihood nb --batch 128 --threads 1
+    python side.py {anomics,scvi} COUNTS --likelihood nb --batch 128 --threads 1
 
 Reads a line of JSON at a time from stdin and answers on stdout: ``{"epochs": 2}`` trains so many
 more epochs, ``{"elbo": true}`` measures the held-out cells. The training is each side's own, from
@@ -30,16 +30,18 @@ HIDDEN, LATENT, DROPOUT = 128, 10, 0.1
 class Anomics:
     """The fused step where it serves; ``precision`` as in config.yaml, ``autograd``: without it."""
 
-    def __init__(self, training: sp.csr_matrix, held_out: sp.csr_matrix, options):
-        sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
+    def __init__(self, training, held_out, options):
+        """``training``, ``held_out``: CSR, or views of a matrix in a file."""
         from omics_vae import fused
+        from omics_vae.counts import Counts
         from omics_vae.data import CountData, ShuffledBatches
         from omics_vae.initialisation import start_from
         from omics_vae.model import VAE, Architecture
         from omics_vae.training import TrainingPlan, autograd_step, make_optimizer, make_step
 
-        def data(counts: sp.csr_matrix) -> CountData:
-            return CountData(counts, np.log(np.asarray(counts.sum(1), dtype=np.float64).ravel()))
+        def data(counts) -> CountData:
+            counts = Counts.of(counts)
+            return CountData(counts, np.log(counts.sum(1)))
 
         self.data, self.held_out = data(training), data(held_out)
         torch.manual_seed(options.seed)
@@ -148,7 +150,8 @@ def main() -> None:
     """Serve until stdin ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("side", choices=["anomics", "scvi"])
-    parser.add_argument("counts", type=Path, help=".npz of compare.py")
+    parser.add_argument("counts", type=Path, help=".npz of compare.py; .h5ad, our side only")
+    parser.add_argument("--memory", type=float, default=0.0, help="bytes of an .h5ad to hold")
     parser.add_argument("--likelihood", choices=["nb", "zinb"], default="nb")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
@@ -160,9 +163,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     # What libraries print must not get between the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
-    counts = sp.load_npz(options.counts).tocsr().astype(np.float32)
-    n_held_out = counts.shape[0] // 10
-    parts = counts[n_held_out:], counts[:n_held_out]
+    if options.side == "anomics":
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "workflow" / "scripts"))
+    if options.counts.suffix == ".h5ad":
+        from omics_vae.counts import Counts
+
+        counts = Counts.open(str(options.counts), options.memory)
+        n_held_out = min(len(counts) // 10, 10_000)
+        parts = counts.take(slice(n_held_out, None)), counts.take(slice(0, n_held_out))
+    else:
+        counts = sp.load_npz(options.counts).tocsr().astype(np.float32)
+        n_held_out = counts.shape[0] // 10
+        parts = counts[n_held_out:], counts[:n_held_out]
     side = (Anomics if options.side == "anomics" else Scvi)(*parts, options)
     print(json.dumps({"cells": parts[0].shape[0]}), file=answers, flush=True)
     for line in sys.stdin:

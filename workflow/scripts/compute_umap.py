@@ -13,6 +13,23 @@ from job import job, write_parquet
 MAX_FITTED = 20_000  # cells that shape the plane; the rest are placed in it
 
 
+def import_umap():
+    """umap, whose compiled functions the next process finds on disk.
+
+    It asks numba to keep those of its neighbour search and not those of its layout, so that every
+    process would compile for eight seconds.
+    """
+    import numba
+
+    njit = numba.njit
+    numba.njit = lambda *args, **options: njit(*args, **{"cache": True} | options)
+    try:
+        import umap
+    finally:
+        numba.njit = njit
+    return umap
+
+
 def compute_umap(Z: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
     """Two coordinates for each row of the (n_cells, n_latent) posterior means ``Z``.
 
@@ -24,8 +41,7 @@ def compute_umap(Z: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
     n_cells, n_latent = Z.shape
     if n_cells < 4:
         return np.column_stack([Z, np.zeros((n_cells, 2))])[:, :2].astype(np.float32)
-    import umap  # numba behind it takes seconds to load
-
+    umap = import_umap()  # numba behind it takes seconds to load
     rng = np.random.default_rng(seed)
     fitted = np.arange(n_cells)
     if n_cells > MAX_FITTED:

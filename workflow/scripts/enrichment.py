@@ -40,48 +40,43 @@ def enrichment(train: Cells, held_out: Cells, seed: int) -> np.ndarray:
     included, and on radial functions of them. What covariates of the model explain in the training
     cells is taken off first, so that a known batch is no group. Both sides weigh the same.
     """
-    sides, n_train = (train, held_out), len(train)
-    size = np.concatenate([cells.size for cells in sides])
-    median, rng = float(np.median(size)), np.random.default_rng(seed)
-    chosen = [
-        np.sort(rng.permutation(n)[:CELLS]) if n > CELLS else np.arange(n)
-        for n in (n_train, len(held_out))
+    sides, rng = (train, held_out), np.random.default_rng(seed)
+    median = float(np.median(np.concatenate([cells.size for cells in sides])))
+    fitted = [
+        cells.take(np.sort(rng.permutation(len(cells))[:CELLS])) if len(cells) > CELLS else cells
+        for cells in sides
     ]
-    read = [cells.counts[cells_of] for cells, cells_of in zip(sides, chosen, strict=True)]
-    fitted = np.concatenate([chosen[0], n_train + chosen[1]])
-    profiles = log_profiles(sp.vstack(read, format="csr"), size[fitted], median)
-    components = TruncatedSVD(min(COMPONENTS, profiles.shape[1] - 1), random_state=seed)
-    components.fit(profiles)
-    place = np.concatenate(
-        [
-            components.transform(log_profiles(x, cells.size[rows], median))
-            for cells in sides
-            for rows, x in cells.counts.blocks()
-        ]
-    )
-    place = _without_covariates(place, train, held_out)
-    place = StandardScaler().fit(place[fitted]).transform(place)
-    radial = Nystroem(gamma=WIDTH, n_components=min(LANDMARKS, len(fitted)), random_state=seed).fit(
-        place[fitted]
-    )
+    is_held_out = np.repeat([False, True], [len(cells) for cells in fitted])
+    profiles = sp.vstack([log_profiles(cells.counts[:], cells.size, median) for cells in fitted])
+    n_components = min(COMPONENTS, profiles.shape[1] - 1)
+    components = TruncatedSVD(n_components, random_state=seed).fit(profiles)
+    place, given = components.transform(profiles), np.vstack([_given(cells) for cells in fitted])
+    effect = np.linalg.lstsq(given[~is_held_out], place[~is_held_out], rcond=None)[0]
+    scaler = StandardScaler().fit(place - given @ effect)
+    place = scaler.transform(place - given @ effect)
+    n_landmarks = min(LANDMARKS, len(place))
+    radial = Nystroem(gamma=WIDTH, n_components=n_landmarks, random_state=seed).fit(place)
 
     def features(of: np.ndarray) -> np.ndarray:
         return np.hstack([RADIAL_WEIGHT * radial.transform(of), of])
 
     classifier = LogisticRegression(C=PENALTY, class_weight="balanced", max_iter=1000)
-    classifier.fit(features(place[fitted]), fitted >= n_train)
-    return np.concatenate(
-        [
-            classifier.decision_function(features(place[start : start + CELLS]))
-            for start in range(n_train, len(place), CELLS)
-        ]
+    classifier.fit(features(place), is_held_out)
+    given, odds = _given(held_out), np.empty(len(held_out))
+    for rows, x in held_out.counts.blocks():
+        place = components.transform(log_profiles(x, held_out.size[rows], median))
+        odds[rows] = classifier.decision_function(
+            features(scaler.transform(place - given[rows] @ effect))
+        )
+    return odds
+
+
+def _given(cells: Cells) -> np.ndarray:
+    """What the model is told of the cells, whose effect is taken off; ones without anything."""
+    covariates = cells.design.covariates(cells.obs).astype(np.float64)
+    n_columns = covariates.shape[1]
+    return (
+        np.column_stack([np.ones(len(cells)), covariates])
+        if n_columns
+        else np.zeros((len(cells), 1))
     )
-
-
-def _without_covariates(place: np.ndarray, train: Cells, held_out: Cells) -> np.ndarray:
-    given = np.vstack([cells.design.covariates(cells.obs) for cells in (train, held_out)])
-    if given.shape[1] == 0:
-        return place
-    columns = np.column_stack([np.ones(len(given)), given]).astype(np.float64)
-    effect = np.linalg.lstsq(columns[: len(train)], place[: len(train)], rcond=None)[0]
-    return place - columns @ effect
