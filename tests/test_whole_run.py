@@ -150,7 +150,7 @@ def test_a_tag_in_a_gene_name_stays_text_in_the_report(finished):
 def test_the_record_names_config_and_inputs(finished):
     record = json.loads((finished.results / "run.json").read_text())
     assert record["config"]["train"]["n_latent"] == 4
-    assert record["config"]["train"]["learning_rate"] == 0.004  # a default
+    assert record["config"]["train"]["learning_rate"] == 0.001  # a default
     assert set(record["inputs"]) == {"data/healthy.h5ad", "data/patient.h5ad"}
 
 
