@@ -14,6 +14,7 @@ from check_injected import (
     baselines,
     check,
     check_warnings,
+    components_of,
     measures,
     one,
     some,
@@ -60,14 +61,17 @@ def run():
 
 # ---- the parts of a check
 
+N_PROGRAM = SETTINGS["program_genes"]
+
 
 def test_normal_cells_are_halved_into_calibration_and_query(run, monkeypatch):
     model, cells = run
     normal = cells.of("calibration")
 
     def halves(seed: int):
-        draw = Draw.of(model, cells, normal, seed, CPU)
-        return draw.calibration, draw.query
+        held_out = Draw.of(model, cells, normal, N_PROGRAM, seed, CPU).held_out
+        assert set(held_out.split) == {"validation", "calibration", "query"}
+        return held_out.of("calibration"), held_out.of("query")
 
     calibration, query = halves(0)
     assert (set(calibration.split), set(query.split)) == ({"calibration"}, {"query"})
@@ -94,9 +98,9 @@ def test_the_error_of_the_components_is_that_of_the_reconstruction(run):
     """|x - V V'x|^2 with V the right singular vectors of the training cells' log profiles."""
     _, cells = run
     train, held_out = cells.of("train"), cells.of("calibration", "held")
-    found = baselines(train, held_out)
+    found = baselines(train, components_of(train), held_out)
     both = join_cells([train, held_out])
-    scaled = both.counts.toarray()[:, :40] / both.size[:, None] * np.median(both.size)
+    scaled = both.counts.toarray()[:, :40] / both.size[:, None] * np.median(train.size)
     profiles = np.log1p(scaled)
     axes = np.linalg.svd(profiles[:250], full_matrices=False)[2][: check_injected.PCA_COMPONENTS]
     left = profiles[250:] - profiles[250:] @ axes.T @ axes
@@ -118,17 +122,19 @@ def test_what_a_few_components_hold_they_leave_no_error_of(run):
     noisy = counts[:50] + rng.poisson(1.0, (50, 60))
     train = Cells(**{**vars(few.take(np.arange(50))), "counts": Counts.of(noisy)})
     train = Cells(**{**vars(train), "size": np.full(50, 1e3)})
-    error = baselines(train, toy)["PCA error"]
+    error = baselines(train, components_of(train), toy)["PCA error"]
     assert error[70:].min() > 20 * error[:70].max()
 
 
 def test_total_counts_are_judged_by_their_distance_from_the_middle(run):
     _, cells = run
     train, held_out = cells.of("train"), cells.of("calibration")
-    found = baselines(train, held_out)["total count"]
+    found = baselines(train, components_of(train), held_out)["total count"]
     total = [np.log(of.counts.toarray().sum(1)) for of in (train, held_out)]
     np.testing.assert_allclose(found, np.abs(total[1] - np.median(total[0])))
-    assert list(baselines(train, held_out)) == [name for name in METHODS if name != "anomics"]
+    assert list(baselines(train, components_of(train), held_out)) == [
+        name for name in METHODS if name != "anomics"
+    ]
 
 
 def test_measures_by_hand():
@@ -224,7 +230,7 @@ def checked(kind: Kind, seeds: int, **changed) -> pd.DataFrame:
     rows = []
     for seed in range(seeds):
         model, cells = run_of(seed)
-        draw = Draw.of(model, cells, cells.of("calibration"), seed, CPU)
+        draw = Draw.of(model, cells, cells.of("calibration"), N_PROGRAM, seed, CPU)
         rows += check(model, cells, draw, kind, SETTINGS | changed, seed, CPU)
     return pd.DataFrame(rows)
 
@@ -262,7 +268,7 @@ def test_a_group_that_no_model_has_seen_is_put_beside_the_normal_cells():
 def test_a_draw_is_decided_by_its_seed(run):
     model, cells = run
     normal, kind = cells.of("calibration"), KINDS[4]
-    draws = [Draw.of(model, cells, normal, seed, CPU) for seed in (1, 1, 2)]
+    draws = [Draw.of(model, cells, normal, N_PROGRAM, seed, CPU) for seed in (1, 1, 2)]
     first, again, other = (
         check(model, cells, draw, kind, SETTINGS, seed, CPU)
         for draw, seed in zip(draws, (1, 1, 2), strict=True)
@@ -274,11 +280,23 @@ def test_a_draw_is_decided_by_its_seed(run):
     assert check(model, cells, draws[0], kind, SETTINGS, 1, CPU) == first
 
 
+def test_what_is_known_of_the_normal_cells_is_what_detection_would_find(run, monkeypatch):
+    """The verdict with residuals and mixture of the draw is that of a detection from nothing."""
+    model, cells = run
+    draw = Draw.of(model, cells, cells.of("calibration"), N_PROGRAM, 1, CPU)
+    known = check(model, cells, draw, KINDS[6], SETTINGS, 1, CPU)
+    detect = check_injected.detect
+    monkeypatch.setattr(check_injected, "detect", lambda *given: detect(*given[:6]))
+    afresh = check(model, cells, draw, KINDS[6], SETTINGS, 1, CPU)
+    for one, other in zip(known, afresh, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
 def test_a_tenth_is_injected_and_in_a_small_query_a_quarter_at_most(run):
     model, cells = run
     for n, expected in ((40, 5), (100, 12), (200, 15)):
         normal = cells.of("calibration").take(np.arange(n))
-        draw = Draw.of(model, cells, normal, 1, CPU)
+        draw = Draw.of(model, cells, normal, N_PROGRAM, 1, CPU)
         row = check(model, cells, draw, UNCHANGED, SETTINGS, 1, CPU)[0]
         assert (row["n_injected"], row["n_normal"]) == (expected, n // 2 - expected)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from scipy.stats import false_discovery_control
 from sklearn.decomposition import TruncatedSVD
@@ -13,8 +14,9 @@ from sklearn.mixture import GaussianMixture
 
 from detection import detect, spearman
 from enrichment import log_profiles
+from evidence_channels import residual_scores
 from held_cells import Cells, join_cells, read_cells
-from injection import GROUP, KINDS, Kind, as_split, put_into
+from injection import GROUP, KINDS, Kind, as_split, injected
 from job import job, read_json, write_json, write_parquet, write_tsv
 from latent_place import fit_mixture
 from model_inputs import device_or_error
@@ -42,17 +44,19 @@ COLUMNS = ["repeat", "kind", "strength", "n_injected", "n_normal", "method", *ME
 
 @dataclass(frozen=True)
 class Draw:
-    """The cells of one draw, by which every kind of anomaly is tried."""
+    """The cells of one draw, by which every kind of anomaly is tried, and what is known of them."""
 
     train: Cells
-    validation: Cells
-    calibration: Cells
-    query: Cells  # all normal
+    held_out: Cells  # validation, calibration and query, all of them normal
     mixture: GaussianMixture  # of the latent places of ``train``
+    residuals: dict[str, np.ndarray]  # of ``held_out``
+    components: TruncatedSVD  # of the profiles of ``train``
     rng: np.random.Generator  # as the draw left it
 
     @classmethod
-    def of(cls, model: VAE, cells: Cells, normal: Cells, seed: int, device) -> "Draw":
+    def of(
+        cls, model: VAE, cells: Cells, normal: Cells, program_genes: int, seed: int, device
+    ) -> "Draw":
         """Some of the training and validation cells, and halves of some of the ``normal`` ones.
 
         ``normal``: cells that the model has not seen, neither anomalies nor of a held-out group.
@@ -68,9 +72,18 @@ class Draw:
             as_split(normal.take(part), name)
             for part, name in ((order[:half], "calibration"), (order[half:], "query"))
         )
-        parts = train, validation, calibration, query
-        parts = [encoded(part, model, device) for part in parts]
-        return cls(*parts, fit_mixture(parts[0].latent, parts[1].latent, seed), rng)
+        train, *parts = (
+            encoded(part, model, device) for part in (train, validation, calibration, query)
+        )
+        held_out = join_cells(parts)
+        return cls(
+            train,
+            held_out,
+            fit_mixture(train.latent, parts[0].latent, seed),
+            residual_scores(model, held_out, program_genes, device),
+            components_of(train),
+            rng,
+        )
 
 
 def encoded(cells: Cells, model: VAE, device) -> Cells:
@@ -82,19 +95,25 @@ def encoded(cells: Cells, model: VAE, device) -> Cells:
     return cells.with_counts(cells.counts, model, device)
 
 
-def baselines(train: Cells, held_out: Cells) -> dict[str, np.ndarray]:
+def profiles_of(cells: Cells, train: Cells) -> sp.csr_matrix:
+    """Log profiles in the model's genes at the depth of the training cells (cells, genes)."""
+    counts = cells.counts.of_genes(cells.in_model)[:]
+    return log_profiles(counts, cells.size, float(np.median(train.size)))
+
+
+def components_of(train: Cells) -> TruncatedSVD:
+    """Principal components of the profiles of the training cells."""
+    profiles = profiles_of(train, train)
+    return TruncatedSVD(min(PCA_COMPONENTS, profiles.shape[1] - 1), random_state=0).fit(profiles)
+
+
+def baselines(train: Cells, components: TruncatedSVD, held_out: Cells) -> dict[str, np.ndarray]:
     """Scores that need no model, of the held-out cells; larger is odder (cells,)."""
     log_total = [np.log(cells.counts.sum(1)) for cells in (train, held_out)]
-    # Both at one depth, that of the training cells, whatever the held-out ones are.
-    both = join_cells([train, held_out])
-    profiles = log_profiles(
-        both.counts[:][:, train.in_model], both.size, float(np.median(both.size))
-    )
-    components = min(PCA_COMPONENTS, profiles.shape[1] - 1)
-    pca = TruncatedSVD(components, random_state=0).fit(profiles[: len(train)])
-    seen = profiles[len(train) :]
+    seen = profiles_of(held_out, train)
     # |x - PCA(x)|^2 without a dense matrix: the components are orthonormal.
-    left = np.asarray(seen.multiply(seen).sum(1)).ravel() - np.square(pca.transform(seen)).sum(1)
+    left = np.asarray(seen.multiply(seen).sum(1)).ravel()
+    left -= np.square(components.transform(seen)).sum(1)
     return {
         "total count": np.abs(log_total[1] - np.median(log_total[0])),
         "PCA error": np.maximum(left, 0.0),
@@ -120,19 +139,20 @@ def judge_all(
     model: VAE,
     draw: Draw,
     held_out: Cells,
+    residuals: dict[str, np.ndarray],
     truth: np.ndarray,
     settings: dict,
     seed: int,
     device,
 ) -> list[dict]:
     """A row a method; ``truth`` (held-out cells,): which are anomalies."""
-    train = draw.train
     split = held_out.split
     query, calibration = split == "query", split == "calibration"
-    found = detect(model, train, held_out, settings, seed, device, draw.mixture)
+    known = draw.mixture, residuals
+    found = detect(model, draw.train, held_out, settings, seed, device, *known)
     ours = found.loc[held_out.obs.index[query]]
     verdicts = {"anomics": (ours["score"], ours["p_value"], ours["is_anomaly"])}
-    for name, score in baselines(train, held_out).items():
+    for name, score in baselines(draw.train, draw.components, held_out).items():
         p = conformal_p(score[query], score[calibration])
         flagged = false_discovery_control(p, method="bh") <= settings["alpha"]
         verdicts[name] = (score[query], p, flagged)
@@ -147,20 +167,28 @@ def check(
 ) -> list[dict]:
     """One draw of one kind of anomaly: a row a method."""
     # Each kind from the same state: its anomalies do not depend on the kinds before it.
-    rng, query = deepcopy(draw.rng), draw.query
+    rng, held_out = deepcopy(draw.rng), draw.held_out
+    query = np.flatnonzero(held_out.split == "query")
     n = max(round(INJECTED_SHARE * len(query)), min(LEAST_INJECTED, len(query) // 4))
     if kind.make is None:
-        group = encoded(some(cells.of("held"), n, rng), model, device)
-        n_normal, query = len(query), join_cells([query, as_split(group, "query")])
-        is_odd = np.arange(len(query)) >= n_normal
+        odd = as_split(encoded(some(cells.of("held"), n, rng), model, device), "query")
+        place = np.arange(len(held_out) + len(odd))
     else:
-        chosen = np.sort(rng.choice(len(query), n, replace=False))
-        query = put_into(kind, query, chosen, model, device, rng)
-        is_odd = np.isin(np.arange(len(query)), chosen)
-    held_out = join_cells([draw.validation, draw.calibration, query])
-    truth = np.concatenate([np.zeros(len(held_out) - len(query), dtype=bool), is_odd])
-    rows = judge_all(model, draw, held_out, truth, settings, seed, device)
-    counts = {"n_injected": int(is_odd.sum()), "n_normal": int((~is_odd).sum())}
+        of_query = np.sort(rng.choice(len(query), n, replace=False))
+        odd = injected(kind, held_out.take(query), of_query, model, device, rng)
+        place = np.arange(len(held_out))
+        place[query[of_query]] = len(held_out) + np.arange(len(odd))
+    # What is normal stays what it was, and what is known of it.
+    both = join_cells([held_out, odd]).take(place)
+    of_odd = residual_scores(model, odd, settings["program_genes"], device)
+    residuals = {
+        name: np.concatenate([values, of_odd[name]])[place]
+        for name, values in draw.residuals.items()
+    }
+    truth = place >= len(held_out)
+    rows = judge_all(model, draw, both, residuals, truth, settings, seed, device)
+    n_normal = int((both.split == "query").sum()) - len(odd)
+    counts = {"n_injected": len(odd), "n_normal": n_normal}
     return [{"kind": kind.kind, "strength": kind.strength} | counts | row for row in rows]
 
 
@@ -245,7 +273,8 @@ if __name__ == "__main__":
         for by, of, normal, these in tried:
             for repeat in range(REPEATS):
                 seed = params.seed + repeat
-                draw = Draw.of(by, of, normal, seed, device)
+                n_genes = params.settings["program_genes"]
+                draw = Draw.of(by, of, normal, n_genes, seed, device)
                 for kind in these:
                     drawn = check(by, of, draw, kind, params.settings, seed, device)
                     rows += [{"repeat": repeat + 1} | row for row in drawn]

@@ -169,14 +169,16 @@ def detect(
     seed: int,
     device,
     mixture: GaussianMixture | None = None,
+    residuals: dict[str, np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """Score the calibration and query cells among ``held_out``: :func:`verdict_table` by cell_id.
 
     ``held_out``: cells of the splits validation, calibration and query. Validation cells chose the
-    stopping point, so they help to set the scale but not to rank. ``mixture``: as in
-    :func:`evidence_channels.raw_channels`.
+    stopping point, so they help to set the scale but not to rank. ``mixture`` and ``residuals``:
+    as in :func:`evidence_channels.raw_channels`.
     """
-    raw = raw_channels(model, train, held_out, settings, seed, device, mixture=mixture)
+    known = {"mixture": mixture, "residuals": residuals}
+    raw = raw_channels(model, train, held_out, settings, seed, device, **known)
     split, log_depth = held_out.split, held_out.log_depth
     trimmed = contamination(raw, split == "calibration", log_depth, settings["contamination"])
     channels = standardise(raw, log_depth, (split != "query") & ~trimmed)

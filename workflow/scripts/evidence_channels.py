@@ -36,20 +36,18 @@ def raw_channels(
     device,
     group: bool = True,
     mixture: GaussianMixture | None = None,
+    residuals: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Every channel of the ``held_out`` cells, before the standardisation by depth.
 
     ``held_out``: validation cells, by which the latent mixture is chosen, and those to be scored;
-    ``group``: with the channel enrichment; ``mixture``: of the latent places of ``train``, where
-    it is known already.
+    ``group``: with the channel enrichment. Where they are known already: ``mixture``, of the latent
+    places of ``train``, and ``residuals``, of :func:`residual_scores`.
     """
     if mixture is None:
         mixture = fit_mixture(train.latent, held_out.of("validation").latent, seed)
-    parts: dict[str, list] = {}
-    for _, x, expected in decoded(model, held_out.data, held_out.posterior, device):
-        found = anomaly.residual_channels(x, expected, settings["program_genes"])
-        for name, values in found.items():
-            parts.setdefault(name, []).append(values)
+    if residuals is None:
+        residuals = residual_scores(model, held_out, settings["program_genes"], device)
     optional = {
         "enrichment": enrichment(train, held_out, seed) if group else None,
         "unseen_genes": anomaly.unseen_genes_channel(
@@ -61,11 +59,20 @@ def raw_channels(
         "mitochondrial": mitochondrial_channel(held_out),
     }
     return {
-        **{name: np.concatenate(values) for name, values in parts.items()},
+        **residuals,
         "latent_density": -mixture.score_samples(held_out.latent),
         "latent_distance": neighbour_distance(train.latent, held_out.latent, seed),
         **{name: values for name, values in optional.items() if values is not None},
     }
+
+
+def residual_scores(model: VAE, cells: Cells, program_genes: int, device) -> dict[str, np.ndarray]:
+    """The channels of kind residuals (cells,): how badly each cell fits by itself."""
+    parts: dict[str, list] = {}
+    for _, x, expected in decoded(model, cells.data, cells.posterior, device):
+        for name, values in anomaly.residual_channels(x, expected, program_genes).items():
+            parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def mitochondrial_channel(cells: Cells) -> np.ndarray | None:

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from doublets import partners, thin, total
-from held_cells import Cells, join_cells
+from held_cells import Cells
 from omics_vae.inference import decoded
 from omics_vae.model import VAE
 
@@ -101,16 +101,13 @@ KINDS = [
 GROUP = Kind("group", "held out of the training", None)
 
 
-def put_into(
+def injected(
     kind: Kind, cells: Cells, chosen: np.ndarray, model: VAE, device, rng: np.random.Generator
 ) -> Cells:
-    """``cells`` with those ``chosen`` (positions) turned into anomalies of a kind."""
+    """Those ``chosen`` (positions) among ``cells`` turned into anomalies of a kind."""
     some = cells.take(chosen)
     changed = kind.make(some, model, device, rng).astype(np.int32)
-    place = np.arange(len(cells))
-    place[chosen] = len(cells) + np.arange(len(chosen))
-    # The others stay what they were, to the last digit.
-    return join_cells([cells, some.with_counts(changed, model, device)]).take(place)
+    return some.with_counts(changed, model, device)
 
 
 def as_split(cells: Cells, name: str) -> Cells:

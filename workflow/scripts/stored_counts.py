@@ -1,9 +1,9 @@
 """Counts in h5ad files, read and written block by block: memory does not follow their number."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import h5py
 import numpy as np
@@ -135,31 +135,37 @@ def in_order(
 ) -> Iterator[sparse.csr_matrix]:
     """The rows of ``blocks`` (int32) in another ``order`` (positions), without holding them.
 
-    Each row goes to the file of its bucket of BUCKET_ROWS, in a temporary folder ``beside`` a file;
-    then bucket after bucket is read and put in order.
+    Each row goes to the file of its bucket of BUCKET_ROWS, in a folder ``beside`` a file that is
+    removed in the end, and by the next run where a kill left it; then bucket after bucket is read
+    and put in order.
     """
     buckets = [order[start : start + BUCKET_ROWS] for start in range(0, len(order), BUCKET_ROWS)]
     bucket_of, length = np.empty((2, len(order)), dtype=np.int64)
     for k, rows in enumerate(buckets):
         bucket_of[rows] = k
-    with TemporaryDirectory(prefix=".order.", dir=beside.parent) as folder:
-
-        def files(k: int) -> list[Path]:
-            return [Path(folder, f"{k}.{name}") for name in ("data", "indices")]
-
+    folder = beside.with_name(f".{beside.stem}.order")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
         n_genes = 0
         for rows, block in blocks:
             length[rows], n_genes = np.diff(block.indptr), block.shape[1]
             for k in np.unique(bucket_of[rows]):
                 part = block[bucket_of[rows] == k]
-                for values, path in zip((part.data, part.indices), files(k), strict=True):
+                for values, path in zip((part.data, part.indices), _files(folder, k), strict=True):
                     with path.open("ab") as file:
                         values.astype(np.int32).tofile(file)
         for k, rows in enumerate(buckets):
             ascending = np.sort(rows)
             indptr = np.concatenate([[0], np.cumsum(length[ascending])])
-            arrays = [np.fromfile(path, dtype=np.int32) for path in files(k)]
+            arrays = [np.fromfile(path, dtype=np.int32) for path in _files(folder, k)]
             bucket = sparse.csr_matrix((*arrays, indptr), shape=(len(rows), n_genes))
-            for path in files(k):
+            for path in _files(folder, k):
                 path.unlink()
             yield bucket[np.searchsorted(ascending, rows)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(folder: Path, bucket: int) -> list[Path]:
+    return [folder / f"{bucket}.{name}" for name in ("data", "indices")]
