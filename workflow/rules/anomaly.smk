@@ -50,7 +50,7 @@ rule detect_anomalies:
         "../../envs/anomics.yaml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=DETECTION,
         folds=SCORED_FOLDS,
@@ -131,7 +131,7 @@ if not IS_BULK:
             "../../envs/anomics.yaml"
         threads: 1
         resources:
-            gpu=GPU,
+            gpu=gpus,
         params:
             settings=config["doublets"],
             folds=SCORED_FOLDS,
@@ -192,7 +192,7 @@ if IS_CHECKED:
             "../../envs/anomics.yaml"
         threads: 1
         resources:
-            gpu=GPU,
+            gpu=gpus,
         params:
             settings=DETECTION,
             observations=config["observations"],
@@ -226,7 +226,7 @@ rule score_genes:
         "../../envs/anomics.yaml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=config["genes"],
         observations=config["observations"],
@@ -265,7 +265,7 @@ rule explain_anomalies:
         "../../envs/anomics.yaml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus,
     params:
         folds=SCORED_FOLDS[:1],
         seed=config["seed"],

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from functools import cache
@@ -84,6 +85,17 @@ def settings_of(fit):
     return config["train"] | changed
 
 
+def gpus(wildcards):
+    """GPUs that a job asks for; the profile grants one, so that one such job runs at a time.
+
+    With device: auto none on a machine without, whose jobs can run side by side. A cluster may have
+    one wherever the job comes to run.
+    """
+    if config["device"] != "auto":
+        return int(config["device"] == "cuda")
+    return int(workflow.non_local_exec or workflow.remote_exec or HAS_GPU)
+
+
 def closing_words(run, summaries):
     """What was found and where to look, for the end of a run; nothing if only a part was made."""
     summary = Path(run, "anomaly", "summary.json")
@@ -128,6 +140,7 @@ def last_words(run, since):
 
 
 STARTED = time.time()
+HAS_GPU = shutil.which("nvidia-smi") is not None
 import_closure = load_script("import_closure").import_closure
 configuration = load_script("configuration")
 try:
@@ -171,8 +184,6 @@ IS_BULK = config["observations"] == "samples"  # a sample is neither a doublet n
 HAS_GROUP = IS_CHECKED and config["check"]["held_out_group"] and not FOLDS and not IS_BULK
 HELD_OUT = [f"{FIT}-group"] if HAS_GROUP else []
 TRAINED = [*OTHER_SEEDS, *BETAS, *(CANDIDATES or [FIT]), *FOLDS, *HELD_OUT]
-# One job at a time on a GPU (the profile grants one); none is asked for where the user wants a CPU.
-GPU = 0 if config["device"] == "cpu" else 1
 
 
 wildcard_constraints:

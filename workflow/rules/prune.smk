@@ -38,7 +38,7 @@ rule prune_latent:
         "../../envs/anomics.yaml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=config["prune"],
         training=config["train"],
@@ -67,7 +67,7 @@ rule embed_cells:
         "../../envs/anomics.yaml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus,
     params:
         # Steps and rate reach the embedding only where it is refined.
         refine=config["refine"] if config["refine"]["for_scores"] else None,
@@ -115,7 +115,7 @@ rule measure_evidence:
         "../../envs/anomics.yaml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus,
     params:
         evidence=config["evidence"],
         refine=config["refine"],

@@ -46,7 +46,7 @@ rule train_vae:
     # digits, so the default is one that every machine has.
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=gpus,
     params:
         settings=lambda wildcards: settings_of(wildcards.fit),
         seed=lambda wildcards: seed_of(wildcards.fit),
@@ -82,7 +82,7 @@ if IS_AUTO:
             "../../envs/anomics.yaml"
         threads: 1
         resources:
-            gpu=GPU,
+            gpu=gpus,
         params:
             likelihoods=list(CANDIDATES.values()),
             samples=config["evidence"]["samples"],
