@@ -101,6 +101,7 @@ SETTINGS = {
     "n_latent": 3,
     "batch_size": 128,
     "learning_rate": 0.01,
+    "learning_rate_drops": 0,
     "weight_decay": 5.0,
     "checkpoint_seconds": 1e9,
 }
