@@ -78,7 +78,9 @@ def hold_out(
         split[(cells["fold"] == fold).to_numpy()] = "query"
     if held is not None:
         split[cells.index.isin(held)] = "held"
-    return cells.assign(split=split)
+    result = cells.copy(deep=False)  # assign would copy all of a million rows
+    result["split"] = split
+    return result
 
 
 def read_model_inputs(
