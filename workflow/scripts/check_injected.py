@@ -269,11 +269,10 @@ if __name__ == "__main__":
             tried.append((other, known, known.of("calibration"), [GROUP]))
         # A run on few cells is none the worse for it: the report says that it was not checked.
         tried = [those for those in tried if len(those[2]) >= LEAST_NORMAL]
-        rows = []
+        rows, n_genes = [], params.settings["program_genes"]
         for by, of, normal, these in tried:
             for repeat in range(REPEATS):
                 seed = params.seed + repeat
-                n_genes = params.settings["program_genes"]
                 draw = Draw.of(by, of, normal, n_genes, seed, device)
                 for kind in these:
                     drawn = check(by, of, draw, kind, params.settings, seed, device)

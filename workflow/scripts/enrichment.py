@@ -72,11 +72,10 @@ def enrichment(train: Cells, held_out: Cells, seed: int) -> np.ndarray:
 
 
 def _given(cells: Cells) -> np.ndarray:
-    """What the model is told of the cells, whose effect is taken off; ones without anything."""
+    """What the model is told of the cells, with an intercept (cells, columns).
+
+    A column of zeros where it is told nothing: nothing is then taken off.
+    """
     covariates = cells.design.covariates(cells.obs).astype(np.float64)
-    n_columns = covariates.shape[1]
-    return (
-        np.column_stack([np.ones(len(cells)), covariates])
-        if n_columns
-        else np.zeros((len(cells), 1))
-    )
+    intercept = float(covariates.shape[1] > 0)
+    return np.column_stack([np.full(len(cells), intercept), covariates])

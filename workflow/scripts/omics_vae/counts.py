@@ -25,7 +25,7 @@ class StoredMatrix:
     """
 
     def __init__(self, group, shape: tuple[int, int]):
-        self.shape, self._group = tuple(int(n) for n in shape), group
+        self.shape = tuple(int(n) for n in shape)
         self._indices, self._data = group["indices"], group["data"]
         self._indptr = np.asarray(group["indptr"][:]).astype(np.int64)
         entries = {int(self._indptr[-1]), *(int(a.shape[0]) for a in (self._indices, self._data))}
