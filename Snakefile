@@ -33,6 +33,10 @@ rule all:
         f"{RUN}/prune/{FIT}/evidence.tsv",
 
 
+onstart:
+    check_requests()
+
+
 onsuccess:
     print(closing_words(RUN, SUMMARIES))
 

@@ -50,12 +50,12 @@ rule detect_anomalies:
         "../../envs/anomics.yaml"
     threads: 1
     resources:
-        gpu=gpus,
+        mem_mb=memory,
+        runtime=minutes,
     params:
         settings=DETECTION,
         folds=SCORED_FOLDS,
         seed=config["seed"],
-        device=config["device"],
         code=code("detect_anomalies.py"),
     script:
         "../scripts/detect_anomalies.py"
@@ -83,7 +83,6 @@ if OTHER_SEEDS:
             settings=DETECTION,
             folds=[None],
             seed=lambda wildcards: seed_of(wildcards.fit),
-            device=config["device"],
             code=code("detect_anomalies.py"),
 
     rule measure_stability:
@@ -103,6 +102,9 @@ if OTHER_SEEDS:
             times("measure_stability")
         conda:
             "../../envs/anomics.yaml"
+        resources:
+            mem_mb=memory,
+            runtime=minutes,
         params:
             seeds=SEEDS,
             seed=config["seed"],
@@ -131,12 +133,12 @@ if not IS_BULK:
             "../../envs/anomics.yaml"
         threads: 1
         resources:
-            gpu=gpus,
+            mem_mb=memory,
+            runtime=minutes,
         params:
             settings=config["doublets"],
             folds=SCORED_FOLDS,
             seed=config["seed"],
-            device=config["device"],
             code=code("score_doublets.py"),
         script:
             "../scripts/score_doublets.py"
@@ -159,6 +161,9 @@ if HELD_OUT:
             times("choose_held_group")
         conda:
             "../../envs/anomics.yaml"
+        resources:
+            mem_mb=memory,
+            runtime=minutes,
         params:
             seed=config["seed"],
             code=code("choose_held_group.py"),
@@ -192,13 +197,13 @@ if IS_CHECKED:
             "../../envs/anomics.yaml"
         threads: 1
         resources:
-            gpu=gpus,
+            mem_mb=memory,
+            runtime=minutes,
         params:
             settings=DETECTION,
             observations=config["observations"],
             fold=SCORED_FOLDS[0],
             seed=config["seed"],
-            device=config["device"],
             code=code("check_injected.py"),
         script:
             "../scripts/check_injected.py"
@@ -226,13 +231,13 @@ rule score_genes:
         "../../envs/anomics.yaml"
     threads: 1
     resources:
-        gpu=gpus,
+        mem_mb=memory,
+        runtime=minutes,
     params:
         settings=config["genes"],
         observations=config["observations"],
         folds=SCORED_FOLDS,
         seed=config["seed"],
-        device=config["device"],
         code=code("score_genes.py"),
     script:
         "../scripts/score_genes.py"
@@ -265,11 +270,11 @@ rule explain_anomalies:
         "../../envs/anomics.yaml"
     threads: 1
     resources:
-        gpu=gpus,
+        mem_mb=memory,
+        runtime=minutes,
     params:
         folds=SCORED_FOLDS[:1],
         seed=config["seed"],
-        device=config["device"],
         code=code("explain_anomalies.py"),
     script:
         "../scripts/explain_anomalies.py"

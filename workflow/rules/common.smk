@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -85,15 +86,54 @@ def settings_of(fit):
     return config["train"] | changed
 
 
+@cache
+def partitions():
+    """The partitions of the Slurm cluster that the run submits to; none elsewhere."""
+    plugin = workflow.executor_plugin
+    return slurm_limits.ask_partitions() if plugin and plugin.name == "slurm" else []
+
+
 def gpus(wildcards):
     """GPUs that a job asks for; the profile grants one, so that one such job runs at a time.
 
-    With device: auto none on a machine without, whose jobs can run side by side. A cluster may have
-    one wherever the job comes to run.
+    With device: auto none on a machine or Slurm cluster without, where jobs can run side by side.
+    Another cluster may have one wherever the job comes to run.
     """
     if config["device"] != "auto":
         return int(config["device"] == "cuda")
+    if partitions():
+        return int(any(partition.gpu for partition in partitions()))
     return int(workflow.non_local_exec or workflow.remote_exec or HAS_GPU)
+
+
+def asked_for(resource, amount, attempt):
+    """``amount``, twice as much at each retry, up to what the largest node of a cluster has."""
+    largest = max((getattr(p, resource) for p in partitions()), default=math.inf)
+    return int(min(amount * 2 ** (attempt - 1), largest))
+
+
+def memory(wildcards, input, attempt):
+    """MB that a job asks for, from the size of what it reads.
+
+    Measured on 10^4 to 10^6 cells (benchmarks/speed/scale.py): up to 700 MB, and 5.3 times the
+    compressed counts. What is not needed holds counts in memory (config ``memory``).
+    """
+    return asked_for("mem_mb", MEMORY_BASE + MEMORY_PER_MB * input.size_mb, attempt)
+
+
+def minutes(wildcards, input, attempt):
+    """Minutes that a job asks for: many times what it took where it was measured."""
+    return asked_for("runtime", MINUTES_BASE + MINUTES_PER_MB * input.size_mb, attempt)
+
+
+def check_requests():
+    """Stop before the first job where one asks for more than its Slurm partition has."""
+    jobs = [(job.rule.name, dict(job.resources)) for job in workflow.dag.needrun_jobs()]
+    faults = slurm_limits.too_large(
+        [(rule, asked | {"threads": asked["_cores"]}) for rule, asked in jobs], partitions()
+    )
+    if faults:
+        raise WorkflowError("\n".join(faults))
 
 
 def closing_words(run, summaries):
@@ -139,10 +179,13 @@ def last_words(run, since):
     return "\n".join(["", *lines]) if lines else ""
 
 
+MEMORY_BASE, MEMORY_PER_MB = 2000, 6
+MINUTES_BASE, MINUTES_PER_MB = 30, 0.2
 STARTED = time.time()
 HAS_GPU = shutil.which("nvidia-smi") is not None
 import_closure = load_script("import_closure").import_closure
 configuration = load_script("configuration")
+slurm_limits = load_script("slurm_limits")
 try:
     config = configuration.check_config(config, source("schemas/config.schema.yaml"))
     EXAMPLE = "results/example_input/pbmc68k.h5ad"
@@ -184,6 +227,11 @@ IS_BULK = config["observations"] == "samples"  # a sample is neither a doublet n
 HAS_GROUP = IS_CHECKED and config["check"]["held_out_group"] and not FOLDS and not IS_BULK
 HELD_OUT = [f"{FIT}-group"] if HAS_GROUP else []
 TRAINED = [*OTHER_SEEDS, *BETAS, *(CANDIDATES or [FIT]), *FOLDS, *HELD_OUT]
+
+
+# On a cluster each job has its own GPU; the one that profiles/default grants is this machine's.
+resource_scopes:
+    gpu="local",
 
 
 wildcard_constraints:

@@ -23,6 +23,9 @@ rule compute_library_size:
         times("compute_library_size")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         method=config["library_size"]["method"],
         column=config["library_size"]["column"],

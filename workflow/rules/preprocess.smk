@@ -21,6 +21,9 @@ rule make_example:
         "results/example_input/make_example.jsonl"
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         seed=1,
         code=code("make_example.py"),
@@ -39,6 +42,9 @@ rule make_bulk_example:
         "results/example_input/make_bulk_example.jsonl"
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         seed=1,
         code=code("make_bulk_example.py"),
@@ -60,6 +66,9 @@ rule import_counts:
         times("import_counts", "{sample}")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         row=lambda wildcards: SAMPLES[wildcards.sample],
         feature_type=config["import"]["feature_type"],
@@ -82,6 +91,9 @@ rule filter_cells:
         times("filter_cells", "{sample}")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         limits=config["preprocess"]["filter_cells"],
         code=code("filter_cells.py"),
@@ -104,6 +116,9 @@ rule select_features:
         times("select_features")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         settings=config["preprocess"]["select_features"],
         split=config["preprocess"]["split"],

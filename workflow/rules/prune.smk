@@ -39,6 +39,8 @@ rule prune_latent:
     threads: 1
     resources:
         gpu=gpus,
+        mem_mb=memory,
+        runtime=minutes,
     params:
         settings=config["prune"],
         training=config["train"],
@@ -68,6 +70,8 @@ rule embed_cells:
     threads: 1
     resources:
         gpu=gpus,
+        mem_mb=memory,
+        runtime=minutes,
     params:
         # Steps and rate reach the embedding only where it is refined.
         refine=config["refine"] if config["refine"]["for_scores"] else None,
@@ -89,6 +93,9 @@ rule compute_umap:
         times("compute_umap", "{fit}")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         seed=config["seed"],
         n_neighbors=config["report"]["umap_neighbors"],
@@ -116,6 +123,8 @@ rule measure_evidence:
     threads: 1
     resources:
         gpu=gpus,
+        mem_mb=memory,
+        runtime=minutes,
     params:
         evidence=config["evidence"],
         refine=config["refine"],

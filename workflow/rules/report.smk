@@ -59,6 +59,9 @@ rule plot_qc:
         times("plot_qc")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         code=code("plot_qc.py"),
     script:
@@ -84,6 +87,9 @@ rule plot_library_size:
         times("plot_library_size")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         code=code("plot_library_size.py"),
     script:
@@ -111,6 +117,9 @@ rule plot_training:
         times("plot_training")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         code=code("plot_training.py"),
     script:
@@ -138,6 +147,9 @@ rule plot_pruning:
         times("plot_pruning")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         code=code("plot_pruning.py"),
     script:
@@ -165,6 +177,9 @@ rule plot_latent:
         times("plot_latent")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         code=code("plot_latent.py"),
     script:
@@ -191,6 +206,9 @@ rule plot_anomalies:
         times("plot_anomalies")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         code=code("plot_anomalies.py"),
     script:
@@ -220,6 +238,9 @@ rule plot_patterns:
         times("plot_patterns")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         code=code("plot_patterns.py"),
     script:
@@ -248,6 +269,9 @@ if IS_CHECKED:
             times("plot_check")
         conda:
             "../../envs/anomics.yaml"
+        resources:
+            mem_mb=memory,
+            runtime=minutes,
         params:
             code=code("plot_check.py"),
         script:
@@ -276,6 +300,9 @@ if BETAS:
             times("plot_rate_distortion")
         conda:
             "../../envs/anomics.yaml"
+        resources:
+            mem_mb=memory,
+            runtime=minutes,
         params:
             code=code("plot_rate_distortion.py"),
         script:
@@ -299,6 +326,9 @@ rule annotate_counts:
         times("annotate_counts")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         code=code("annotate_counts.py"),
     script:
@@ -338,6 +368,9 @@ rule write_report:
         times("write_report")
     conda:
         "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
     params:
         config=config,
         samples=SAMPLES,

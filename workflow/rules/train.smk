@@ -47,6 +47,8 @@ rule train_vae:
     threads: 1
     resources:
         gpu=gpus,
+        mem_mb=memory,
+        runtime=minutes,
     params:
         settings=lambda wildcards: settings_of(wildcards.fit),
         seed=lambda wildcards: seed_of(wildcards.fit),
@@ -83,6 +85,8 @@ if IS_AUTO:
         threads: 1
         resources:
             gpu=gpus,
+            mem_mb=memory,
+            runtime=minutes,
         params:
             likelihoods=list(CANDIDATES.values()),
             samples=config["evidence"]["samples"],
@@ -107,6 +111,9 @@ if BETAS:
             times("trace_rate_distortion")
         conda:
             "../../envs/anomics.yaml"
+        resources:
+            mem_mb=memory,
+            runtime=minutes,
         params:
             beta=config["train"]["beta"],
             code=code("trace_rate_distortion.py"),

@@ -15,11 +15,10 @@ from sklearn.mixture import GaussianMixture
 from detection import detect, spearman
 from enrichment import log_profiles
 from evidence_channels import residual_scores
-from held_cells import Cells, join_cells, read_cells
+from held_cells import SCORING_DEVICE, Cells, join_cells, read_cells
 from injection import GROUP, KINDS, Kind, as_split, injected
 from job import job, read_json, write_json, write_parquet, write_tsv
 from latent_place import fit_mixture
-from model_inputs import device_or_error
 from omics_vae.anomaly import conformal_p
 from omics_vae.model import VAE, load_model
 from stored_counts import counts_memory
@@ -250,7 +249,7 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         params, files = snakemake.params, snakemake.input
         torch.set_num_threads(snakemake.threads)
-        device, memory = device_or_error(params.device), counts_memory(snakemake)
+        device, memory = SCORING_DEVICE, counts_memory(snakemake)
 
         def fit(name: str, held: np.ndarray | None = None) -> tuple[VAE, Cells]:
             # An input that only some runs have is a list of one.

@@ -7,9 +7,8 @@ from scipy.stats import binom
 
 from detection import CROSS_FITTING, POOLED, detect, detect_cross_fitted, spearman
 from evidence_channels import CHANNELS
-from held_cells import Cells, read_fits
+from held_cells import SCORING_DEVICE, Cells, read_fits
 from job import job, write_json, write_parquet, write_tsv
-from model_inputs import device_or_error
 from omics_vae.anomaly import conditional_p
 from omics_vae.inference import cell_elbo
 from omics_vae.model import VAE
@@ -213,7 +212,7 @@ if __name__ == "__main__":
         params, output = snakemake.params, snakemake.output
         settings = params.settings
         torch.set_num_threads(snakemake.threads)
-        device = device_or_error(params.device)
+        device = SCORING_DEVICE
         fits = read_fits(snakemake.input, params.folds, counts_memory(snakemake))
         model, cells = fits[0]
         is_cross_fitted = params.folds[0] is not None

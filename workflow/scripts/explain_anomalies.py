@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from held_cells import Cells, read_fits
+from held_cells import SCORING_DEVICE, Cells, read_fits
 from job import job, write_json, write_parquet, write_tsv
-from model_inputs import device_or_error
 from omics_vae.model import VAE
 from pattern_tables import (
     group_table,
@@ -224,7 +223,7 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         source, output, seed = snakemake.input, snakemake.output, snakemake.params.seed
         torch.set_num_threads(snakemake.threads)
-        device = device_or_error(snakemake.params.device)
+        device = SCORING_DEVICE
         # Without a query the first fold's model explains the flagged cells of all folds.
         [(model, cells)] = read_fits(source, snakemake.params.folds, counts_memory(snakemake))
         verdict = pd.read_parquet(source.cells)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 
 from design import Design
 from job import InputError
@@ -14,6 +15,9 @@ from omics_vae.data import CountData
 from omics_vae.inference import Embedding, embed
 from omics_vae.model import VAE, load_model
 from stored_counts import CountFile
+
+# Scoring decodes for a fraction of its time; its statistics run on the CPU, and a GPU would idle.
+SCORING_DEVICE = torch.device("cpu")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import resource
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,37 @@ class InputError(ValueError):
     """Something the user can mend. Its text is one line: where: what is wrong; what to do."""
 
 
+class Terminated(BaseException):
+    """The job was told to end: cancelled, preempted, or out of its time. The text: what is kept."""
+
+
+SIGNALS = signal.SIGTERM, signal.SIGINT
+EXIT_CODE = 128 + signal.SIGTERM  # as a shell reports it; Snakemake retries on any but 0
+
+
+@contextmanager
+def _handled(handler: Callable) -> Iterator[None]:
+    """SIGTERM and SIGINT go to ``handler``."""
+    before = [signal.signal(number, handler) for number in SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _terminate(number: int, frame) -> None:
+    raise Terminated("nothing half-written is left")
+
+
+@contextmanager
+def termination_postponed() -> Iterator[Callable[[], bool]]:
+    """Within, a signal to end only makes true what is yielded, to be asked where one can stop."""
+    asked = threading.Event()
+    with _handled(lambda number, frame: asked.set()):
+        yield asked.is_set
+
+
 @contextmanager
 def job(snakemake) -> Iterator[logging.Logger]:
     """Log to the rule's log file and end on an :class:`InputError` with one line, exit code 1.
@@ -51,26 +84,31 @@ def job(snakemake) -> Iterator[logging.Logger]:
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
-        yield log
+        with _handled(_terminate):
+            yield log
         # In KiB on Linux, in bytes on macOS.
         unit = 1e6 if sys.platform == "darwin" else 1e3 / 1.024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         log.info("done; peak memory %.0f MB", peak)
     except InputError as error:
         _stop(log, str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            log.exception("stopped by an unexpected error")
-            raise
-        where = error.filename or snakemake.output[0]
-        _stop(log, f"{where}: the disk is full; free some space and run the same command again")
+    except Terminated as kept:
+        _stop(
+            log,
+            f"rule {snakemake.rule}: ended by a signal (cancelled, preempted or out of time); "
+            f"{kept}; the same command goes on from there",
+            EXIT_CODE,
+        )
     except MemoryError:
         _stop(
             log,
             f"rule {snakemake.rule}: not enough memory; run on a machine with more, or raise "
             "mem_mb for this rule in the profile",
         )
-    except Exception:
+    except Exception as error:
+        if _is_full(error):
+            where = getattr(error, "filename", None) or snakemake.output[0]
+            _stop(log, f"{where}: the disk is full; free some space and run the same command again")
         log.exception("stopped by an unexpected error")
         raise
     finally:
@@ -78,10 +116,17 @@ def job(snakemake) -> Iterator[logging.Logger]:
         handler.close()
 
 
-def _stop(log: logging.Logger, message: str) -> None:
+def _is_full(error: Exception) -> bool:
+    """Whether the disk is full; safetensors has no errno and says so in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def _stop(log: logging.Logger, message: str, code: int = 1) -> None:
     """One line to the log (the Snakefile prints it when the run ends) and the code of failure."""
     log.error(" ".join(message.split()))
-    sys.exit(1)
+    sys.exit(code)
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:

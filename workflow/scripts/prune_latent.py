@@ -9,9 +9,9 @@ import torch
 from design import Design
 from job import job, read_json, write_json, write_parquet, write_tsv
 from model_inputs import device_or_error, read_fit
+from omics_vae.checkpoint import remove_checkpoint
 from omics_vae.inference import CellElbo, cell_elbo
 from omics_vae.pruning import EVIDENCE_DRAWS, Evidence, cut_model, gather_evidence
-from omics_vae.training import remove_checkpoint
 from stored_counts import counts_memory
 from train_vae import run_training, training_plan, write_model
 

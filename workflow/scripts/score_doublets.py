@@ -14,9 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from doublet_model import fit_doublets
 from doublets import Doublets
-from held_cells import Cells, read_fits
+from held_cells import SCORING_DEVICE, Cells, read_fits
 from job import job, write_json, write_parquet
-from model_inputs import device_or_error
 from omics_vae.inference import CHUNK
 from omics_vae.model import VAE
 from reference_groups import reference_groups
@@ -163,7 +162,7 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         params, output = snakemake.params, snakemake.output
         torch.set_num_threads(snakemake.threads)
-        device = device_or_error(params.device)
+        device = SCORING_DEVICE
         rate = params.settings["rate"]
         fits = read_fits(snakemake.input, params.folds, counts_memory(snakemake))
         found = [score_fit(model, cells, rate, params.seed, device) for model, cells in fits]

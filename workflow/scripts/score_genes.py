@@ -20,9 +20,8 @@ from gene_tests import (
     randomised_p,
     z_score,
 )
-from held_cells import Cells, read_fits
+from held_cells import SCORING_DEVICE, Cells, read_fits
 from job import job, write_atomically, write_json, write_parquet, write_tsv
-from model_inputs import device_or_error
 from omics_vae import anomaly
 from omics_vae.inference import decoded
 from omics_vae.likelihoods import NegativeBinomial
@@ -276,7 +275,7 @@ if __name__ == "__main__":
         params, output = snakemake.params, snakemake.output
         settings, is_bulk = params.settings, params.observations == "samples"
         torch.set_num_threads(snakemake.threads)
-        device = device_or_error(params.device)
+        device = SCORING_DEVICE
         fits = read_fits(snakemake.input, params.folds, counts_memory(snakemake))
         verdict = pd.read_parquet(snakemake.input.cells)
         found = []

@@ -19,7 +19,6 @@ CHUNK = 2**16
 # The column of model_counts.h5ad that says where in counts.h5ad a cell is.
 ROW = "row_in_counts"
 BUCKET_ROWS = 2**15  # put in order at once; at 10 % of 2,000 genes 50 MB
-DEFAULT_MEM_MB = 4000  # of a job, where no profile says
 GZIP = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 PARTS = ("layers", "obsm", "obsp", "uns", "varm", "varp")
 
@@ -28,7 +27,7 @@ def counts_memory(snakemake) -> float:
     """Bytes of counts that a job may hold: config ``memory``, or a quarter of the job's own."""
     gigabytes = snakemake.config["memory"]
     if gigabytes == "auto":
-        return 0.25e6 * float(snakemake.resources.get("mem_mb", DEFAULT_MEM_MB))
+        return 0.25e6 * snakemake.resources.mem_mb
     return 1e9 * gigabytes
 
 

@@ -9,8 +9,18 @@ import torch
 from tqdm import tqdm
 
 from design import Design, make_design
-from job import InputError, job, read_json, write_atomically, write_json, write_parquet
+from job import (
+    InputError,
+    Terminated,
+    job,
+    read_json,
+    termination_postponed,
+    write_atomically,
+    write_json,
+    write_parquet,
+)
 from model_inputs import ModelInputs, device_or_error, read_model_inputs
+from omics_vae.checkpoint import remove_checkpoint
 from omics_vae.collapse import (
     MIXTURE_DRAWS,
     Diagnosis,
@@ -24,7 +34,7 @@ from omics_vae.inference import CellElbo, cell_elbo, embed
 from omics_vae.initialisation import start_from
 from omics_vae.model import VAE, Architecture, save_model
 from omics_vae.pruning import EVIDENCE_DRAWS, signal_axes
-from omics_vae.training import Progress, TrainingPlan, remove_checkpoint, train
+from omics_vae.training import InterruptionError, Progress, TrainingPlan, train
 from stored_counts import counts_memory
 
 ARCHITECTURE = (
@@ -78,10 +88,11 @@ def build_model(inputs: ModelInputs, settings: dict, design: Design, seed: int) 
 
 def training_plan(settings: dict, seed: int) -> TrainingPlan:
     """The plan that config ``train`` describes."""
-    precision = settings["precision"]
-    if precision == "auto":
+    precision, is_auto = settings["precision"], settings["precision"] == "auto"
+    if is_auto:
         precision = "bfloat16" if has_bfloat16() else "float32"
-    return TrainingPlan(**{name: settings[name] for name in PLAN}, precision=precision, seed=seed)
+    chosen = {name: settings[name] for name in PLAN}
+    return TrainingPlan(**chosen, precision=precision, precision_is_auto=is_auto, seed=seed)
 
 
 LINE_EVERY = 250
@@ -125,23 +136,28 @@ def run_training(
     log,
     label: str,
 ) -> Progress:
-    """Train and turn what the user can mend into one line.
+    """Train; turn what the user can mend into one line, and stop at a checkpoint when asked to.
 
     ``params``: the rule's ``checkpoint`` path and its ``code`` hash; edited code starts afresh.
     """
-    try:
-        return train(
-            model,
-            training,
-            validation,
-            plan,
-            device,
-            Path(params.checkpoint),
-            ProgressReport(log, label, plan.max_steps),
-            tag=params.code,
-        )
-    except FloatingPointError as error:
-        raise InputError(f"{label}: {error}") from error
+    with termination_postponed() as is_to_stop:
+        try:
+            return train(
+                model,
+                training,
+                validation,
+                plan,
+                device,
+                Path(params.checkpoint),
+                ProgressReport(log, label, plan.max_steps),
+                tag=params.code,
+                say=lambda text: log.info("%s: %s", label, text),
+                is_to_stop=is_to_stop,
+            )
+        except FloatingPointError as error:
+            raise InputError(f"{label}: {error}") from error
+        except InterruptionError as error:
+            raise Terminated(str(error)) from error
 
 
 def kl_table(progress: Progress) -> pd.DataFrame:

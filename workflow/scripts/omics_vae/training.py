@@ -5,10 +5,7 @@ data set and be over at once on a small one. All that is random is a function of
 checkpoint needs no random state and a resumed run continues as if it had never stopped.
 """
 
-import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from omics_vae import fused
 from omics_vae.adam import Adam
+from omics_vae.checkpoint import Checkpoint, describe
 from omics_vae.collapse import active_units, mutual_information
 from omics_vae.data import Batch, CountData, DeviceData, ShuffledBatches
 from omics_vae.fused import StepLoss
@@ -54,6 +50,7 @@ class TrainingPlan:
     seed: int
     learning_rate_drops: int = 0  # times that the rate falls before training stops
     precision: str = "float32"  # of the output layer's products; or bfloat16 (fused.py)
+    precision_is_auto: bool = False  # the machine's choice: another one may go on in its own
 
     def __post_init__(self):
         if self.kl_warmup != "constant" and self.kl_warmup_steps >= self.max_steps:
@@ -61,6 +58,13 @@ class TrainingPlan:
                 f"the KL warm-up of {self.kl_warmup_steps} steps would end after training "
                 f"({self.max_steps} steps)"
             )
+
+    def as_described(self) -> dict:
+        """What of the plan a result depends on, by name."""
+        settings = asdict(self)
+        # How often to write a checkpoint changes no result.
+        del settings["checkpoint_seconds"], settings["precision_is_auto"]
+        return settings | ({"precision": "auto"} if self.precision_is_auto else {})
 
     def beta_at(self, step: int) -> float:
         """Weight of the KL term at a step: from 0 to beta over the warm-up, then beta.
@@ -81,6 +85,10 @@ class TrainingPlan:
     def is_final(self, step: int) -> bool:
         """Whether the warm-up is over: only then do held-out objectives compare."""
         return self.kl_warmup == "constant" or step >= self.kl_warmup_steps
+
+
+class InterruptionError(Exception):
+    """Training was asked to stop; its checkpoint is written."""
 
 
 @dataclass
@@ -107,7 +115,9 @@ def train(
     device: torch.device,
     checkpoint: Path,
     report: Callable[[Progress], None] = lambda progress: None,
-    tag: str = "",
+    tag: object = "",
+    say: Callable[[str], None] = lambda text: None,
+    is_to_stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
     """Maximise the ELBO of ``training``; leave in ``model`` the weights of the best held-out one.
 
@@ -118,23 +128,25 @@ def train(
     after ``learning_rate_drops`` times, training stops.
 
     A checkpoint is written to ``checkpoint`` every ``checkpoint_seconds`` and removed by
-    :func:`remove_checkpoint` once the caller has stored the result. One that was written by another
-    plan, model, data set or ``tag`` (a hash of the code, say), or that cannot be read, is ignored.
+    ``remove_checkpoint`` once the caller has stored the result. One that was written by another
+    plan, model, data set or ``tag`` (what stands for the code), or that cannot be read, is not
+    used; ``say`` is told so, and where training goes on from.
 
-    Raises ``FloatingPointError`` when the loss or the held-out ELBO is no longer a number.
+    Raises ``FloatingPointError`` when the loss or the held-out ELBO is no longer a number, and
+    ``InterruptionError``, with a checkpoint written, after a step at which ``is_to_stop()``.
     """
     model.to(device)
     step = make_step(model, len(training), plan, device)
     optimizer = make_optimizer(model, plan, len(training))
     batches = ShuffledBatches(training, plan.batch_size, plan.seed)
-    key = fingerprint(model, training, validation, plan, tag)
+    made_by = describe(model, training, validation, plan.as_described(), tag)
+    kept = Checkpoint(checkpoint, made_by, plan.precision, say)
     best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    progress = _load_checkpoint(checkpoint, key, model, optimizer, best)
-    if progress is None:
-        progress = Progress()
-        if plan.is_final(0):  # fine-tuning: the start is a model to beat
-            progress.best_step = 0
-            progress.best_objective = cell_elbo(model, validation, device).objective(plan.beta)
+    found = kept.read(model, optimizer, best)
+    progress = Progress(**found or {})
+    if not found and plan.is_final(0):  # fine-tuning: the start is a model to beat
+        progress.best_step = 0
+        progress.best_objective = cell_elbo(model, validation, device).objective(plan.beta)
     optimizer.rate = RATE_LEFT**progress.drops
     written = time.monotonic()
     while not progress.stopped_by:
@@ -144,8 +156,11 @@ def train(
             optimizer.rate = RATE_LEFT**progress.drops
             report(progress)
             if time.monotonic() - written >= plan.checkpoint_seconds:
-                _save_checkpoint(checkpoint, key, model, optimizer, best, progress)
+                kept.write(model, optimizer, best, asdict(progress))
                 written = time.monotonic()
+        if is_to_stop():
+            kept.write(model, optimizer, best, asdict(progress))
+            raise InterruptionError(f"a checkpoint of step {progress.step} is written")
     model.load_state_dict(best)
     model.eval()
     return progress
@@ -268,69 +283,3 @@ def _evaluate(model, validation, plan, progress, best, batches, device) -> None:
                 progress.stopped_by = "early stopping"
     if progress.step >= plan.max_steps:
         progress.stopped_by = progress.stopped_by or "max_steps"
-
-
-def fingerprint(
-    model: VAE, training: CountData, validation: CountData, plan: TrainingPlan, tag: str = ""
-) -> str:
-    """What a checkpoint must agree with to be resumed: plan, architecture, weights, data, tag."""
-    digest = hashlib.sha256()
-    # How often to write a checkpoint changes no result.
-    settings = {k: v for k, v in asdict(plan).items() if k != "checkpoint_seconds"}
-    digest.update(json.dumps([tag, settings, asdict(model.architecture)], sort_keys=True).encode())
-    for tensor in model.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    for data in (training, validation):
-        for array in (data.log_offset, data.covariates, data.batch):
-            digest.update(np.ascontiguousarray(array))
-        for _, x in data.counts.blocks():
-            for array in (x.data, x.indices, x.indptr):
-                digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
-
-
-def _save_checkpoint(path: Path, key: str, model, optimizer, best, progress: Progress) -> None:
-    """Weights, best weights, Adam's moments and the progress in one file, in place at once."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    tensors |= {f"adam.{name}": tensor for name, tensor in optimizer.state().items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    save_file(tensors, partial, {"key": key, "progress": json.dumps(asdict(progress))})
-    os.replace(partial, path)
-
-
-def _load_checkpoint(path: Path, key: str, model, optimizer, best) -> Progress | None:
-    """Restore a checkpoint that fits, else None."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:
-        # Cut short by a failing disk or a copy; starting afresh costs time, stopping the whole run.
-        return None
-    groups: dict[str, dict] = {"model": {}, "best": {}, "adam": {}}
-    for name, tensor in tensors.items():
-        group, rest = name.split(".", 1)
-        groups[group][rest] = tensor
-    model.load_state_dict(groups["model"])
-    for name, tensor in groups["best"].items():
-        best[name].copy_(tensor)
-    optimizer.load(groups["adam"])
-    return Progress(**json.loads(metadata["progress"]))
-
-
-def remove_checkpoint(path: Path) -> None:
-    """Forget a checkpoint whose run has been stored, and one whose writing was cut short."""
-    path.unlink(missing_ok=True)
-    _partial(path).unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    """Where a checkpoint is written before it is put in place."""
-    return path.with_name(path.name + ".partial")
