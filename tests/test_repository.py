@@ -56,7 +56,7 @@ def test_conda_and_pip_install_the_same_versions():
 def test_no_version_is_pinned_twice():
     everything = [
         set(map(str.lower, pip_pins(f"{name}.txt")))
-        for name in ("requirements", "requirements-dev", "constraints")
+        for name in ("requirements", "requirements-remote", "requirements-dev", "constraints")
     ]
     for i, one in enumerate(everything):
         for other in everything[i + 1 :]:

@@ -52,6 +52,13 @@ def code(script, *extra):
     return digest.hexdigest()[:16]
 
 
+def fetched(path):
+    """A sample's file as an input: a URL is left to Snakemake's storage plugin for its scheme."""
+    plugin = configuration.storage_plugin(path)
+    # A plugin is loaded where it is first asked for, so local files need none.
+    return getattr(storage, plugin)(path) if plugin else path
+
+
 def logs(rule, name=""):
     """Log file of a rule; one a job where a name with wildcards is given."""
     return f"{RUN}/logs/{rule}/{name}.log" if name else f"{RUN}/logs/{rule}.log"
@@ -161,6 +168,8 @@ try:
 except configuration.ConfigurationError as error:
     raise WorkflowError(str(error)) from None
 
+# The file of each sample, by its name.
+SOURCES = {sample: fetched(row["path"]) for sample, row in SAMPLES.items()}
 RUN = f"results/{config['run']}"
 # A fit is one trained model: FIT is the one that is reported, the others stand beside it and change
 # what their name says. With likelihood: auto, FIT is the best of its candidates.
