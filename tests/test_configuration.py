@@ -639,8 +639,8 @@ TABLE_FAULTS = {
     ),
     "URLs that differ in their query only": (
         GOOD + "C https://x.org/get?c.h5 query\nD https://x.org/get?d.h5 query\n",
-        "t.tsv: row 5: sample D: https://x.org/get?d.h5: would be kept in the same place as that "
-        "of sample C, since what follows a ? does not count; give a local copy of one of them",
+        "t.tsv: row 5: sample D: https://x.org/get?d.h5: would be kept in the same place as the "
+        "file of sample C: what follows a ? does not count; give a local copy of one of them",
     ),
     "too many fields": (
         GOOD + "C a.h5ad query x\n",

@@ -31,7 +31,9 @@ def row(**columns: str) -> dict[str, str]:
 
 def test_constants_and_columns_of_the_file():
     obs, has_role, _ = describe_cells(
-        OBS, row(sha256="0" * 64, batch="run 1", donor="obs:patient", tissue="blood", well="obs:plate"), "a.h5ad"
+        OBS,
+        row(sha256="0" * 64, batch="run 1", donor="obs:patient", tissue="blood", well="obs:plate"),
+        "a.h5ad",
     )
     assert has_role.all()
     assert set(obs["sample"]) == {"s1"} and set(obs["role"]) == {"query"}
@@ -163,7 +165,7 @@ def test_one_sample_from_file_to_file(tmp_path):
 
 def test_a_file_of_another_checksum_is_not_read(tmp_path):
     (tmp_path / "a.h5ad").write_bytes(b"not even HDF5")
-    with pytest.raises(InputError, match="the SHA-256 of a.h5ad is "):
+    with pytest.raises(InputError, match=r"the SHA-256 of a\.h5ad is "):
         import_counts(
             str(tmp_path / "a.h5ad"), row(sha256="0" * 64), "Gene Expression", str(tmp_path / "out")
         )

@@ -53,20 +53,64 @@ def summary_of(copy: WorkflowCopy) -> dict:
     return json.loads((copy.folder / TARGET).with_suffix(".summary.json").read_text())
 
 
-def test_http(copy):
+def write_samples(copy: WorkflowCopy, healthy: str, sha256: str) -> None:
+    rows = f"healthy {healthy} reference {sha256}", "patient data/patient.h5ad query "
+    copy.write_samples(*rows, header="sample path role sha256")
+
+
+def test_a_file_by_http_is_fetched_once_and_another_one_is_refused(copy):
     file = away(copy)
     sha256 = checksum(file)
     with served(file.parent) as (address, asked):
         url = f"{address}/healthy.h5ad?download=1"
-        copy.write_samples(
-            f"healthy {url} reference {sha256}", "patient data/patient.h5ad query ", header=HEADER
-        )
+        write_samples(copy, url, "0" * 64)
+        code, output = copy.run(TARGET)
+        assert code == 1
+        assert f"healthy: the SHA-256 of {url} is {sha256}, and not {'0' * 64} as in" in output
+        assert "Traceback" not in output
+        asked.clear()
+
+        write_samples(copy, url, sha256)
         code, output = copy.run(TARGET)
         assert code == 0, output
         assert anndata.read_h5ad(copy.folder / TARGET).n_obs == 160
         summary = summary_of(copy)
         assert (summary["path"], summary["format"], summary["sha256"]) == (url, "h5ad", sha256)
+
         code, output = copy.run(TARGET)
         assert code == 0 and "Nothing to be done" in output, output
         assert sum(line.startswith("GET") for line in asked) == 1
-        print([*copy.folder.glob(".snakemake/storage/**/*")])
+        os.utime(file)
+        code, output = copy.run(TARGET, "-n")
+        assert "import_counts" in output, "a later version of the file"
+
+
+def test_a_file_in_a_bucket_is_fetched(copy, monkeypatch):
+    file = away(copy)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        endpoint = "http://{}:{}".format(*server.get_host_and_port())
+        keys = {"access_key": "a", "secret_key": "b", "endpoint_url": endpoint}
+        for name, value in keys.items():
+            monkeypatch.setenv(f"SNAKEMAKE_STORAGE_S3_{name.upper()}", value)
+        client = boto3.client(
+            "s3", endpoint_url=endpoint, aws_access_key_id="a", aws_secret_access_key="b"
+        )
+        client.create_bucket(Bucket="counts")
+        client.upload_file(file, "counts", "deep/healthy.h5ad")
+        write_samples(copy, "s3://counts/deep/healthy.h5ad", checksum(file))
+        code, output = copy.run(TARGET)
+    finally:
+        server.stop()
+    assert code == 0, output
+    assert anndata.read_h5ad(copy.folder / TARGET).n_obs == 160
+    assert summary_of(copy)["sha256"] == checksum(file)
+
+
+def test_a_file_that_the_server_does_not_have_is_named(copy):
+    with served(copy.folder) as (address, _):
+        write_samples(copy, f"{address}/none.h5ad", "")
+        code, output = copy.run(TARGET)
+    print(output)
+    assert code == 1 and f"{address}/none.h5ad" in output

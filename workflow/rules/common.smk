@@ -44,11 +44,12 @@ def code(script, *extra):
     Snakemake does not see an edit in an imported module. This hash stands in the rule's params, so
     an edit reruns exactly the rules that depend on it, and a touch or a git checkout reruns none.
     """
+    texts = [read_source(path) for path in sorted(import_closure(script, read_source))]
+    texts += [Path(source(path)).read_text(encoding="utf-8") for path in extra]
     digest = sha256()
-    for path in sorted(import_closure(script, read_source)):
-        digest.update(read_source(path).encode())
-    for path in extra:
-        digest.update(Path(source(path)).read_bytes())
+    for text in texts:
+        # From GitHub a file comes without its last line feed.
+        digest.update(text.rstrip("\n").encode())
     return digest.hexdigest()[:16]
 
 

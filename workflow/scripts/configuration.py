@@ -391,7 +391,7 @@ def _check_url(row: dict, earlier: dict) -> list[str]:
     for other in earlier.values():
         if other["path"] != url and _split_url(other["path"])[1:] == (host, path):
             return [
-                f"{url}: would be kept in the same place as that of sample {other['sample']}, since "
+                f"{url}: would be kept in the same place as the file of sample {other['sample']}: "
                 "what follows a ? does not count; give a local copy of one of them"
             ]
     return []
