@@ -16,7 +16,8 @@ from checksums import checksum
 from workflow_copy import RUN, WorkflowCopy
 
 TARGET = f"results/{RUN}/import/healthy.h5ad"
-HEADER = "sample path role sha256"
+NO_SHARED_FILES = ("--shared-fs-usage", "none", "--default-storage-provider", "s3")
+NO_SHARED_FILES += ("--default-storage-prefix", "s3://counts/run")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -101,9 +102,14 @@ def test_a_file_in_a_bucket_is_fetched(copy, monkeypatch):
         client.upload_file(file, "counts", "deep/healthy.h5ad")
         write_samples(copy, "s3://counts/deep/healthy.h5ad", checksum(file))
         code, output = copy.run(TARGET)
+        assert code == 0, output
+        # All of it where jobs share no file system: results live in the bucket, too.
+        client.upload_file(copy.folder / "data" / "patient.h5ad", "counts", "run/data/patient.h5ad")
+        code, output = copy.run("-n", *NO_SHARED_FILES)
+        assert code == 0, output
+        assert "input: s3://counts/deep/healthy.h5ad (retrieve from storage)" in output
     finally:
         server.stop()
-    assert code == 0, output
     assert anndata.read_h5ad(copy.folder / TARGET).n_obs == 160
     assert summary_of(copy)["sha256"] == checksum(file)
 
@@ -112,5 +118,4 @@ def test_a_file_that_the_server_does_not_have_is_named(copy):
     with served(copy.folder) as (address, _):
         write_samples(copy, f"{address}/none.h5ad", "")
         code, output = copy.run(TARGET)
-    print(output)
     assert code == 1 and f"{address}/none.h5ad" in output

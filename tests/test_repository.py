@@ -176,6 +176,13 @@ def test_no_script_reads_the_config_behind_the_params():
     assert read == [("stored_counts.py", '["memory"]')]
 
 
+def test_no_script_looks_for_files_beside_itself():
+    """It runs as a copy, and in a module on GitHub its folder is a URL; modules lie in a folder."""
+    for path in SCRIPTS:
+        text = path.read_text()
+        assert "__main__" not in text or not re.search("scriptdir|__file__", text), path.name
+
+
 TESTED_TOGETHER = {
     "cell_ranger": "test_count_formats",
     "dense_formats": "test_count_formats",
