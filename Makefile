@@ -40,6 +40,6 @@ $(VENV)/run.done: requirements.txt constraints.txt | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	@touch $@
 
-$(VENV)/test.done: requirements-dev.txt $(VENV)/run.done
+$(VENV)/test.done: requirements-dev.txt requirements-remote.txt $(VENV)/run.done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import configuration
 from configuration import (
     ConfigurationError,
     check_config,
@@ -15,6 +16,7 @@ from configuration import (
     files_inside,
     is_cross_fitted,
     read_samples,
+    storage_plugin,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -496,6 +498,10 @@ GOOD = "sample path role\nA a.h5ad reference\nB b.h5ad query\n"
 NAME_RULE = (
     "a name may hold letters, digits, _ . - and must start with a letter or digit; rename it"
 )
+NO_FOLDER = (
+    "a folder (zarr, 10x_mtx) cannot be fetched; give the URL of one file and its format, or a "
+    "local copy"
+)
 TABLE_FAULTS = {
     "no column role": (
         "sample path\nA a.h5ad\n",
@@ -603,6 +609,38 @@ TABLE_FAULTS = {
         "sample path role format\nA a.h5ad reference h5da\nB b.h5ad query \n",
         "t.tsv: row 2: sample A: format 'h5da' must be one of 10x_h5, 10x_mtx, h5ad, zarr, loom, "
         "csv, tsv; did you mean h5ad?",
+    ),
+    "a checksum of another kind": (
+        "sample path role sha256\nA a.h5ad reference d41d8cd98f00b204e9800998ecf8427e\n",
+        "t.tsv: row 2: sample A: sha256 'd41d8cd98f00b204e9800998ecf8427e' is not 64 hex digits; "
+        "paste what sha256sum prints, or leave it empty",
+    ),
+    "a scheme that is not fetched": (
+        GOOD + "C ftp://x.org/c.h5ad query\n",
+        "t.tsv: row 4: sample C: ftp://x.org/c.h5ad: only https://, http:// and s3:// can be "
+        "fetched; give a local copy",
+    ),
+    "a bucket without a file": (
+        GOOD + "C s3://bucket/ query\n",
+        "t.tsv: row 4: sample C: s3://bucket/: is no address of a file; correct the path",
+    ),
+    "a folder at a URL by its name": (
+        GOOD + "C https://x.org/c.zarr query\n",
+        f"t.tsv: row 4: sample C: https://x.org/c.zarr: {NO_FOLDER}",
+    ),
+    "a folder at a URL by its format": (
+        "sample path role format\nA s3://bucket/a reference 10x_mtx\n",
+        f"t.tsv: row 2: sample A: s3://bucket/a: {NO_FOLDER}",
+    ),
+    "a password": (
+        GOOD + "C https://me:secret@x.org/c.h5ad query\n",
+        "t.tsv: row 4: sample C: the URL on x.org holds a password, which the report would print; "
+        "remove it and set SNAKEMAKE_STORAGE_HTTP_AUTH",
+    ),
+    "URLs that differ in their query only": (
+        GOOD + "C https://x.org/get?c.h5 query\nD https://x.org/get?d.h5 query\n",
+        "t.tsv: row 5: sample D: https://x.org/get?d.h5: would be kept in the same place as the "
+        "file of sample C: what follows a ? does not count; give a local copy of one of them",
     ),
     "too many fields": (
         GOOD + "C a.h5ad query x\n",
@@ -796,6 +834,34 @@ def test_roles_inside_a_file_may_hold_both(here):
 
 def test_a_file_that_the_pipeline_makes_need_not_be_there(here):
     assert list(read(f"sample path role\nA {EXAMPLE} obs:role\n")) == ["A"]
+
+
+FROM_ELSEWHERE = """sample path role format
+A https://x.org/a.h5ad?download=1 reference
+B http://x.org/get/?acc=B query 10x_h5
+C s3://bucket/deep/c.loom query
+"""
+
+
+def test_files_from_elsewhere_need_not_be_here(here):
+    samples = read(FROM_ELSEWHERE)
+    paths = [row["path"] for row in samples.values()]
+    assert [storage_plugin(path) for path in paths] == ["http", "http", "s3"]
+    assert [files_inside(path) for path in paths] == [[], [], []]
+
+
+def test_two_samples_may_share_a_url(here):
+    url = "https://x.org/a.h5ad?download=1"
+    assert len(read(f"sample path role\nA {url} reference\nB {url} query\n")) == 2
+
+
+def test_plugins_that_are_absent_are_named_in_one_line_with_the_mend(here, monkeypatch):
+    monkeypatch.setattr(configuration, "find_spec", lambda name: None)
+    assert faults_of_table(FROM_ELSEWHERE) == [
+        "t.tsv: a URL as path needs snakemake-storage-plugin-http and snakemake-storage-plugin-s3, "
+        "not installed here; pip install -r requirements-remote.txt"
+    ]
+    assert [storage_plugin(row["path"]) for row in read(GOOD).values()] == [None, None]
 
 
 def test_the_bundled_table_is_found_from_any_folder(here):

@@ -1,5 +1,7 @@
 """What the sample table and the file say of the cells arrives clean in obs."""
 
+import hashlib
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -29,14 +31,16 @@ def row(**columns: str) -> dict[str, str]:
 
 def test_constants_and_columns_of_the_file():
     obs, has_role, _ = describe_cells(
-        OBS, row(batch="run 1", donor="obs:patient", tissue="blood", well="obs:plate"), "a.h5ad"
+        OBS,
+        row(sha256="0" * 64, batch="run 1", donor="obs:patient", tissue="blood", well="obs:plate"),
+        "a.h5ad",
     )
     assert has_role.all()
     assert set(obs["sample"]) == {"s1"} and set(obs["role"]) == {"query"}
     assert set(obs["batch"]) == {"run 1"} and set(obs["tissue"]) == {"blood"}
     assert list(obs["donor"]) == ["1016", "1016", "1256", "1256"]
     assert list(obs["well"]) == ["b", "a", "", "a"]
-    assert "condition" not in obs and "path" not in obs and "genome" not in obs
+    assert {"condition", "path", "genome", "sha256"}.isdisjoint(obs)
 
 
 def test_cells_without_a_role_are_left_out():
@@ -131,7 +135,8 @@ def test_one_sample_from_file_to_file(tmp_path):
     source.obsm["X_pca"] = np.zeros((4, 2))
     path = tmp_path / "a.h5ad"
     source.write_h5ad(path)
-    asked = row(role="obs:part", condition="obs:donor", path="data/a.h5ad")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    asked = row(role="obs:part", condition="obs:donor", path="data/a.h5ad", sha256=sha256)
     for name in ("one.h5ad", "two.h5ad"):
         summary = import_counts(str(path), asked, "Gene Expression", str(tmp_path / name))
     assert (tmp_path / "one.h5ad").read_bytes() == (tmp_path / "two.h5ad").read_bytes()
@@ -154,7 +159,16 @@ def test_one_sample_from_file_to_file(tmp_path):
         "n_cells_by_role": {"reference": 1, "query": 2},
         "n_cells_without_role": 1,
         "dropped_features": {},
+        "sha256": sha256,
     }
+
+
+def test_a_file_of_another_checksum_is_not_read(tmp_path):
+    (tmp_path / "a.h5ad").write_bytes(b"not even HDF5")
+    with pytest.raises(InputError, match=r"the SHA-256 of a\.h5ad is "):
+        import_counts(
+            str(tmp_path / "a.h5ad"), row(sha256="0" * 64), "Gene Expression", str(tmp_path / "out")
+        )
 
 
 def test_blocks_of_cells_without_a_role_are_left_out(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_conda_and_pip_install_the_same_versions():
 def test_no_version_is_pinned_twice():
     everything = [
         set(map(str.lower, pip_pins(f"{name}.txt")))
-        for name in ("requirements", "requirements-dev", "constraints")
+        for name in ("requirements", "requirements-remote", "requirements-dev", "constraints")
     ]
     for i, one in enumerate(everything):
         for other in everything[i + 1 :]:
@@ -174,6 +174,13 @@ def test_no_script_reads_the_config_behind_the_params():
         for setting in re.findall(r"snakemake\.config(.*)", path.read_text())
     ]
     assert read == [("stored_counts.py", '["memory"]')]
+
+
+def test_no_script_looks_for_files_beside_itself():
+    """It runs as a copy, and in a module on GitHub its folder is a URL; modules lie in a folder."""
+    for path in SCRIPTS:
+        text = path.read_text()
+        assert "__main__" not in text or not re.search("scriptdir|__file__", text), path.name
 
 
 TESTED_TOGETHER = {

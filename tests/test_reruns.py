@@ -182,6 +182,7 @@ FILES = {
     f"{SCRIPTS}/compute_umap.py": "compute_umap annotate_counts",
     f"{SCRIPTS}/job.py": ALL,
     f"{SCRIPTS}/cell_ranger.py": "import_counts",
+    f"{SCRIPTS}/checksums.py": "import_counts write_report",
     f"{SCRIPTS}/count_checks.py": "import_counts",
     f"{SCRIPTS}/count_formats.py": "import_counts",
     f"{SCRIPTS}/dense_formats.py": "import_counts",

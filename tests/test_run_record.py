@@ -12,7 +12,6 @@ from fake_reasons import write_check
 from fake_run import CONFIG, SCHEMA, config_with, write_fake_run, write_optional_stages
 from run_record import (
     REFERENCES,
-    checksum,
     describe_run,
     is_cited,
     package_versions,
@@ -306,16 +305,6 @@ def test_a_reference_is_cited_by_its_first_author_and_year(reference, text, expe
 
 
 # ---- the record
-
-
-def test_checksum_of_a_file_is_sha256_and_of_a_folder_sees_names_and_contents(tmp_path):
-    (tmp_path / "a").write_bytes(b"counts")
-    assert checksum(tmp_path / "a") == hashlib.sha256(b"counts").hexdigest()
-    first = checksum(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    second = checksum(tmp_path)
-    (tmp_path / "b").write_bytes(b"count5")
-    assert len({first, second, checksum(tmp_path)}) == 3
 
 
 def test_record_holds_versions_seed_samples_and_checksums(tmp_path):

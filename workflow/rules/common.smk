@@ -45,12 +45,20 @@ def code(script, *extra):
     Snakemake does not see an edit in an imported module. This hash stands in the rule's params, so
     an edit reruns exactly the rules that depend on it, and a touch or a git checkout reruns none.
     """
+    texts = [read_source(path) for path in sorted(import_closure(script, read_source))]
+    texts += [Path(source(path)).read_text(encoding="utf-8") for path in extra]
     digest = sha256()
-    for path in sorted(import_closure(script, read_source)):
-        digest.update(read_source(path).encode())
-    for path in extra:
-        digest.update(Path(source(path)).read_bytes())
+    for text in texts:
+        # From GitHub a file comes without its last line feed.
+        digest.update(text.rstrip("\n").encode())
     return digest.hexdigest()[:16]
+
+
+def fetched(path):
+    """A sample's file as an input: a URL is left to Snakemake's storage plugin for its scheme."""
+    plugin = configuration.storage_plugin(path)
+    # A plugin is loaded where it is first asked for, so local files need none.
+    return getattr(storage, plugin)(path) if plugin else path
 
 
 def logs(rule, name=""):
@@ -204,6 +212,8 @@ try:
 except configuration.ConfigurationError as error:
     raise WorkflowError(str(error)) from None
 
+# The file of each sample, by its name.
+SOURCES = {sample: fetched(row["path"]) for sample, row in SAMPLES.items()}
 RUN = f"results/{config['run']}"
 # A fit is one trained model: FIT is the one that is reported, the others stand beside it and change
 # what their name says. With likelihood: auto, FIT is the best of its candidates.

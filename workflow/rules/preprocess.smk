@@ -54,7 +54,7 @@ rule make_bulk_example:
 
 rule import_counts:
     input:
-        counts=lambda wildcards: SAMPLES[wildcards.sample]["path"],
+        counts=lambda wildcards: SOURCES[wildcards.sample],
         # Snakemake does not see a change inside a folder.
         inside=lambda wildcards: configuration.files_inside(SAMPLES[wildcards.sample]["path"]),
     output:

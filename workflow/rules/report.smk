@@ -337,7 +337,7 @@ rule annotate_counts:
 
 rule write_report:
     input:
-        sources=[row["path"] for row in SAMPLES.values()],
+        sources=list(SOURCES.values()),
         gene_list=config["preprocess"]["select_features"]["gene_list"] or [],
         figures=expand(f"{RUN}/figures/{{figure}}.png", figure=FIGURES),
         summaries=SUMMARIES,

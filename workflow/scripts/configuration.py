@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -17,9 +18,14 @@ from jsonschema import Draft202012Validator
 
 REQUIRED = ("sample", "path", "role")
 FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
-KNOWN = (*REQUIRED, "format", "matrix", "genome", "batch", "donor", "condition")
+FOLDERS = ("10x_mtx", "zarr")
+KNOWN = (*REQUIRED, "format", "matrix", "genome", "sha256", "batch", "donor", "condition")
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 OBS_COLUMN = re.compile(r"obs:.+")
+SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
+# Snakemake's storage plugin for each scheme of a URL.
+URL = re.compile(r"(\w+)://([^/?#]*)([^?#]*)")
+STORAGE = {"http": "http", "https": "http", "s3": "s3"}
 LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
 TYPES = {
     "integer": "a whole number",
@@ -285,6 +291,7 @@ def read_samples(
     if not samples and not faults:
         faults.append(f"{path}: no sample in it; add a row for each sample")
     faults += _check_roles(path, samples)
+    faults += _check_plugins(path, samples)
     if faults:
         raise ConfigurationError(faults)
     return samples
@@ -339,6 +346,8 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
         faults.append(f"{where}: path is empty; give the sample's file")
     elif "{" in file or "}" in file:
         faults.append(f"{where}: path {file} holds a brace, which Snakemake cannot take; rename it")
+    elif URL.match(file):
+        faults += [f"{where}: sample {sample}: {fault}" for fault in _check_url(row, earlier)]
     elif file not in made_here and not os.path.exists(file):
         faults.append(f"{where}: sample {sample}: there is no file {file}; correct the path")
     elif file not in made_here and not os.access(file, os.R_OK):
@@ -353,7 +362,62 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
             f"{where}: sample {sample}: format {row['format'][:80]!r} must be one of "
             f"{', '.join(FORMATS)}{nearest(row['format'], FORMATS)}"
         )
+    if row.get("sha256") and not SHA256.fullmatch(row["sha256"]):
+        faults.append(
+            f"{where}: sample {sample}: sha256 {row['sha256'][:80]!r} is not 64 hex digits; paste "
+            "what sha256sum prints, or leave it empty"
+        )
     return faults
+
+
+def _check_url(row: dict, earlier: dict) -> list[str]:
+    """What can be told of a URL without asking its server."""
+    url, form = row["path"], row.get("format", "")
+    scheme, host, path = _split_url(url)
+    if scheme not in STORAGE:
+        return [f"{url}: only https://, http:// and s3:// can be fetched; give a local copy"]
+    if "@" in host:
+        return [
+            f"the URL on {host.split('@')[-1]} holds a password, which the report would print; "
+            "remove it and set SNAKEMAKE_STORAGE_HTTP_AUTH"
+        ]
+    if not host or not path.strip("/"):
+        return [f"{url}: is no address of a file; correct the path"]
+    if form in FOLDERS or (not form and path.endswith(("/", ".zarr", ".mtx", ".mtx.gz"))):
+        return [
+            f"{url}: a folder (zarr, 10x_mtx) cannot be fetched; give the URL of one file and its "
+            "format, or a local copy"
+        ]
+    for other in earlier.values():
+        if other["path"] != url and _split_url(other["path"])[1:] == (host, path):
+            return [
+                f"{url}: would be kept in the same place as the file of sample {other['sample']}: "
+                "what follows a ? does not count; give a local copy of one of them"
+            ]
+    return []
+
+
+def _split_url(path: str) -> tuple[str, str, str]:
+    """Scheme, host or bucket, and path of a URL; no scheme and host for a local path."""
+    return URL.match(path).groups() if URL.match(path) else ("", "", path)
+
+
+def storage_plugin(path: str) -> str | None:
+    """Snakemake's storage plugin that fetches a sample's file; None for a local file."""
+    return STORAGE.get(_split_url(path)[0])
+
+
+def _check_plugins(path: str, samples: dict[str, dict]) -> list[str]:
+    """Storage plugins that the samples need and that are not installed."""
+    needed = {storage_plugin(row["path"]) for row in samples.values()} - {None}
+    absent = [name for name in sorted(needed) if not find_spec(f"snakemake_storage_plugin_{name}")]
+    if not absent:
+        return []
+    names = " and ".join(f"snakemake-storage-plugin-{name}" for name in absent)
+    return [
+        f"{path}: a URL as path needs {names}, not installed here; pip install -r "
+        "requirements-remote.txt"
+    ]
 
 
 def _check_roles(path: str, samples: dict[str, dict]) -> list[str]:
@@ -412,7 +476,7 @@ def check_covariates(config: dict, samples: dict[str, dict]) -> None:
 
 
 def files_inside(path: str) -> list[str]:
-    """All files of a folder, none for a file."""
+    """All files of a local folder, none for a file or a URL."""
     return sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
 
 

@@ -5,6 +5,14 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
+# Left out unasked: where the pipeline is used from GitHub, to ask for a file that is not there is a
+# fetch from the server, in every job.
+THIRD_PARTY = {
+    *("anndata", "h5py", "jinja2", "jsonschema", "matplotlib", "numba", "numpy", "pandas"),
+    *("pyarrow", "safetensors", "scanpy", "scipy", "skmisc", "sklearn", "torch", "tqdm", "umap"),
+    *("yaml", "zarr"),
+}
+
 
 @cache
 def imported_modules(text: str, package: tuple[str, ...] = ()) -> frozenset[str]:
@@ -27,23 +35,29 @@ def imported_modules(text: str, package: tuple[str, ...] = ()) -> frozenset[str]
 def import_closure(script: str, read: Callable[[str], str | None]) -> set[str]:
     """Paths, relative to the scripts folder, of ``script`` and all it imports from that folder.
 
-    ``read`` returns the text of a path, or None where there is no such file (a third-party module).
-    Importing ``package.module`` runs ``package/__init__.py`` too.
+    ``read`` returns the text of a path, or None where there is no such file.
     """
     found: set[str] = set()
-    foreign: set[str] = set()
     waiting = [script]
     while waiting:
         path = waiting.pop()
         found.add(path)
         for name in imported_modules(read(path) or "", tuple(path.split("/")[:-1])):
-            parts = name.split(".")
-            if parts[0] in foreign:
-                continue
-            folders = ["/".join([*parts[:n], "__init__.py"]) for n in range(1, len(parts) + 1)]
-            candidates = {*folders, "/".join(parts) + ".py"}
-            ours = {c for c in candidates - found if read(c) is not None}
-            if not ours and not candidates & found and len(parts) == 1:
-                foreign.add(parts[0])
-            waiting.extend(ours)
+            waiting.extend(_files_run(name, read) - found)
     return found
+
+
+def _files_run(name: str, read: Callable[[str], str | None]) -> set[str]:
+    """What the import of a dotted name runs: ``__init__.py`` of its packages, and the module."""
+    files: set[str] = set()
+    parts = name.split(".")
+    if parts[0] in THIRD_PARTY:
+        return files
+    for n in range(1, len(parts) + 1):
+        module = "/".join(parts[:n])
+        if read(f"{module}.py") is not None:
+            return files | {f"{module}.py"}
+        if read(f"{module}/__init__.py") is None:
+            return files
+        files.add(f"{module}/__init__.py")
+    return files

@@ -8,13 +8,14 @@ from difflib import get_close_matches
 import numpy as np
 import pandas as pd
 
+from checksums import verified_checksum
 from count_formats import SampleFile, open_counts
 from job import InputError, job, write_json
 from stored_counts import ROW, write_h5ad
 
 ROLES = ("reference", "query")
 # Columns of the sample table that say where and how the counts lie, not what the cells are.
-FILE_COLUMNS = ("path", "format", "matrix", "genome")
+FILE_COLUMNS = ("path", "format", "matrix", "genome", "sha256")
 # Later stages split, correct and compare by these, so a value must be meant and complete.
 COVARIATES = ("batch", "donor", "condition")
 # Names that the pipeline gives a meaning, so the file's own columns may not bear them.
@@ -202,12 +203,13 @@ def describe_sample(file: SampleFile, row: dict[str, str]) -> tuple[pd.DataFrame
 
 def import_counts(path: str, row: dict[str, str], feature_type: str, output: str) -> dict:
     """Write one sample's raw counts to ``output``; returns the summary."""
+    sha256 = verified_checksum(path, row)
     asked = (row.get(name, "") for name in ("format", "matrix", "genome"))
     file = open_counts(path, *asked, feature_type)
     obs, has_role, summary = describe_sample(file, row)
     blocks = (block[has_role[rows]] for rows, block in file.blocks())
     write_h5ad(output, {"X": blocks}, {"obs": obs, "var": file.var})
-    return summary
+    return summary | {"sha256": sha256}
 
 
 if __name__ == "__main__":

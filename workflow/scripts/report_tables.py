@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
+# Found from here, for a module is imported from where it lies, and a script runs as a copy.
+TEMPLATE = Path(__file__).parent.parent / "report" / "report.html"
 NONE = "–"
 MAX_ROWS = 200  # flagged cells in the report; anomaly/cells.tsv has them all
 MAX_GENES = 6  # genes named for each of them

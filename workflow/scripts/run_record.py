@@ -1,12 +1,12 @@
 """How the run was made, in words for a methods section and in numbers for a rerun."""
 
-import hashlib
 import os
 import platform
 import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from checksums import checksum
 
 LIBRARY_SIZES = {
     "total": "the total counts of all genes that the samples share, before genes were selected",
@@ -55,20 +55,6 @@ REFERENCES = (
     "expression in tissue subpopulations, doi:10.1038/nmeth.4437",
     "Wolf et al. 2018, SCANPY, doi:10.1186/s13059-017-1382-0",
 )
-
-
-def checksum(path: str | Path) -> str:
-    """SHA-256 of a file; of a folder, over its files' relative paths and contents, sorted."""
-    path = Path(path)
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        if not path.is_file():
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:

@@ -33,6 +33,7 @@ from report_tables import (
     SAMPLES,
     SPLITS,
     STABILITY,
+    TEMPLATE,
     digits,
     dropped_table,
     flagged_table,
@@ -376,10 +377,7 @@ if __name__ == "__main__":
         versions = package_versions(snakemake.params.versions)
         content = report_content(tables, summaries, files.figures)
         content |= {"run": config["run"], "settings": flatten(config), "versions": versions}
-        template = (Path(snakemake.scriptdir).parent / "report" / "report.html").read_text(
-            encoding="utf-8"
-        )
-        _write_text(render(template, content), snakemake.output.report)
+        _write_text(render(TEMPLATE.read_text(encoding="utf-8"), content), snakemake.output.report)
         _write_text(write_methods(config, summaries), snakemake.output.methods)
         record = describe_run(
             config,
