@@ -1,4 +1,4 @@
-"""What runs again after a change, and what does not: the promise of the hash in params.
+"""What runs again after a change, and what does not: the promise of the hashes in params.
 
 All is asked of ``snakemake -n`` on a finished run. Two twins of it work side by side.
 """
@@ -230,6 +230,7 @@ FILES = {
     # What no result depends on.
     f"{SCRIPTS}/configuration.py": "",
     f"{SCRIPTS}/import_closure.py": "",
+    f"{SCRIPTS}/why.py": "",
     "workflow/report/qc.rst": "",
     "workflow/rules/train.smk": "",
     "workflow/schemas/config.schema.yaml": "",

@@ -127,7 +127,7 @@ def run_training(
 ) -> Progress:
     """Train and turn what the user can mend into one line.
 
-    ``params``: the rule's ``checkpoint`` path and its ``code`` hash; edited code starts afresh.
+    ``params``: the rule's ``checkpoint`` path and ``code`` hashes; edited code starts afresh.
     """
     try:
         return train(
@@ -138,7 +138,7 @@ def run_training(
             device,
             Path(params.checkpoint),
             ProgressReport(log, label, plan.max_steps),
-            tag=params.code,
+            tag=str(params.code),
         )
     except FloatingPointError as error:
         raise InputError(f"{label}: {error}") from error
