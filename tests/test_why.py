@@ -14,7 +14,7 @@ from workflow_copy import SAMPLES, SETTINGS, WorkflowCopy, small_counts
 
 pytest_plugins = ["workflow_copy"]
 
-NOTHING = "Nothing to be done: nothing that a result depends on has changed."
+NOTHING = "Nothing to be done: no change is seen in what results depend on."
 
 
 def asked(copy: WorkflowCopy, *arguments: str) -> str:

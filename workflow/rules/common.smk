@@ -46,9 +46,9 @@ def code(script, *extra):
     """
     scripts = import_closure(script, lambda path: read_source(f"scripts/{path}"))
     files = [*(f"scripts/{path}" for path in sorted(scripts)), *extra]
-    return {
-        f"workflow/{file}": sha256(read_source(file).encode()).hexdigest()[:16] for file in files
-    }
+    # From GitHub a file comes without its last line feed.
+    texts = {f"workflow/{file}": read_source(file).rstrip("\n") for file in files}
+    return {file: sha256(text.encode()).hexdigest()[:16] for file, text in texts.items()}
 
 
 def logs(rule, name=""):

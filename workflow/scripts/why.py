@@ -179,32 +179,26 @@ class Plan:
         if missing and not recorded:
             return [NOT_RUN]
         found = [f"{file} is missing" for file in sorted(missing)]
-        found += [self.file_words(file) for file in sorted(self.new_files(job))]
+        found += self.inputs(job, recorded)
         if recorded:
             found += self.parameters(job, recorded[0])
             found += self.other_files(job, recorded[0])
             found += self.environment(job, recorded[0])
         return found
 
-    def new_files(self, job) -> set[str]:
-        """Inputs that changed. Of a job after another Snakemake asks only whether that runs."""
-        limit, found = self.records.max_checksum_file_size, set(self.dag.reason(job).updated_input)
-        for file in set(job.input) - self.made:
+    def inputs(self, job, recorded: list) -> Iterator[str]:
+        """Inputs that changed. Of a job after another Snakemake asks only whether that one runs."""
+        ask, limit = self.workflow.async_run, self.records.max_checksum_file_size
+        newer = self.dag.reason(job).updated_input
+        before = set(self.records.input(recorded[0]) if recorded else map(name_of, job.input))
+        old = {file for file in job.input if name_of(file) in before}
+        for file in sorted(old & (newer | (set(job.input) - self.made))):
             known = self.records.input_checksums(job, file) - {None}
-            if known and self.can_be_compared(file):
-                same = (file.is_same_checksum(checksum, limit) for checksum in known)
-                if not all(map(self.workflow.async_run, same)):
-                    found.add(file)
-        return found
-
-    def can_be_compared(self, file) -> bool:
-        limit = self.records.max_checksum_file_size
-        return self.workflow.async_run(file.is_checksum_eligible(limit))
-
-    def file_words(self, file) -> str:
-        if self.can_be_compared(file):
-            return f"the file {file} has other content"
-        return f"{file} is newer (a folder, or too large to compare its content)"
+            if known and ask(file.is_checksum_eligible(limit)):
+                if not all(ask(file.is_same_checksum(checksum, limit)) for checksum in known):
+                    yield f"the file {name_of(file)} has other content"
+            elif file in newer:
+                yield f"{name_of(file)} is newer than what was made of it"
 
     def parameters(self, job, file) -> Iterator[str]:
         if not self.records.params_changed(job):
@@ -223,7 +217,7 @@ class Plan:
 
     def other_files(self, job, file) -> Iterator[str]:
         """Inputs that came or went, but for what is made now, and what that takes the place of."""
-        before, after = set(self.records.input(file)), set(map(str, job.input))
+        before, after = set(self.records.input(file)), set(map(name_of, job.input))
         made = (after - before) & self.made_now
         signs = (("+ ", after - before - made), ("- ", set() if made else before - after))
         words = ", ".join(sign + listed(names) for sign, names in signs if names)
@@ -247,11 +241,10 @@ class Plan:
             following += [] if causes else [job]
             for cause in causes:
                 jobs_of.setdefault(cause, []).append(job)
-        parts = [
-            f"{len(self.jobs)} of {len(self.all_jobs)} jobs would run.\n"
-            if self.jobs
-            else "Nothing to be done: nothing that a result depends on has changed."
-        ]
+        if self.jobs:
+            parts = [f"{len(self.jobs)} of {len(self.all_jobs)} jobs would run.\n"]
+        else:
+            parts = ["Nothing to be done: no change is seen in what results depend on."]
         parts += [f"{cause}:\n{named(jobs)}" for cause, jobs in jobs_of.items()]
         if following:
             parts.append(f"an earlier stage runs again:\n{named(following)}")
@@ -267,6 +260,11 @@ class Plan:
             for job in kept
             if not self.records.has_metadata(job) or self.records.has_outdated_metadata(job)
         ]
+
+
+def name_of(file) -> str:
+    """As it is recorded: a remote file by its address."""
+    return file.storage_object.query if file.is_storage else str(file)
 
 
 def job_key(job) -> tuple:
