@@ -17,6 +17,7 @@ from queue import Queue
 import pytest
 import yaml
 
+from test_repository import SCHEMA, schema_leaves
 from workflow_copy import OPTIONS, SAMPLES, WorkflowCopy, small_counts
 
 pytest_plugins = ["workflow_copy"]
@@ -116,7 +117,7 @@ def jobs_after(rules: str, jobs=FITS, left_out=OPTIONAL) -> set[str]:
     return found - set(jobs) | named
 
 
-# A changed setting: the rules that it reaches directly. The report prints the whole config.
+# Every setting changed: the rules that it reaches directly. The report prints the whole config.
 SETTINGS = {
     ("run", "again"): ALL,
     ("samples", "same.tsv"): "write_report",
@@ -126,36 +127,73 @@ SETTINGS = {
     ("memory", 2): "write_report",
     ("import.feature_type", "Peaks"): "import_counts",
     ("preprocess.filter_cells.min_counts", 21): "filter_cells",
+    ("preprocess.filter_cells.max_counts", 5000): "filter_cells",
+    ("preprocess.filter_cells.min_genes", 6): "filter_cells",
+    ("preprocess.filter_cells.max_genes", 59): "filter_cells",
+    ("preprocess.filter_cells.max_pct_mito", 30): "filter_cells",
+    ("preprocess.filter_cells.max_pct_ribo", 60): "filter_cells",
+    ("preprocess.filter_cells.max_pct_hb", 5): "filter_cells",
     ("preprocess.filter_cells.n_mads", None): "filter_cells",
     ("preprocess.select_features.n_features", 41): "select_features",
+    ("preprocess.select_features.min_cells", 6): "select_features",
     ("preprocess.select_features.gene_list", "genes.txt"): "select_features",
+    ("preprocess.select_features.batch_aware", False): "select_features",
+    ("preprocess.split.validation", 0.16): "select_features",
     ("preprocess.split.calibration", 0.28): "select_features",
+    ("preprocess.split.by", "cell"): "select_features",
+    ("preprocess.split.min_donors", 5): "select_features",
     ("library_size.method", "median_of_ratios"): "compute_library_size",
     ("train.n_latent", 5): "train_vae",
     ("train.likelihood", "zinb"): "train_vae",
+    ("train.dispersion", "gene_batch"): "train_vae",
     ("train.library_size", "latent"): "train_vae",
+    ("train.decoder", "free"): "train_vae",
+    ("train.n_hidden", 17): "train_vae",
+    ("train.n_layers", 2): "train_vae",
+    ("train.normalization", "batch"): "train_vae",
+    ("train.dropout", 0.2): "train_vae",
+    ("train.skip", "film"): "train_vae",
     ("train.prior", "mixture"): "train_vae",
+    ("train.prior_components", 5): "train_vae",
     ("train.covariates", ("lane",)): "train_vae",
+    ("train.continuous_covariates", ("lane",)): "train_vae",
+    ("train.batch_size", 33): "train_vae",
+    ("train.weight_decay", 101): "train_vae",
     ("train.beta", 2): "train_vae",
     ("train.kl_warmup", "cosine"): "train_vae",
+    ("train.kl_warmup_steps", 101): "train_vae",
+    ("train.kl_cycles", 5): "train_vae",
+    ("train.free_bits", 0.05): "train_vae",
     ("train.learning_rate", 0.002): "train_vae",
     ("train.learning_rate_drops", 1): "train_vae",
+    ("train.max_steps", 801): "train_vae",
+    ("train.validation_interval", 26): "train_vae",
     ("train.validation_cells", 100): "train_vae",
+    ("train.patience", 61): "train_vae",
+    ("train.min_improvement", 0.04): "train_vae",
     # Changes no result; still a setting of the training, so a trained model is trained again.
     ("train.precision", "float32"): "train_vae",
     ("train.checkpoint_seconds", 30): "train_vae",
     ("prune.min_kl", 0.1): "prune_latent",
+    ("prune.min_ablation", 0.1): "prune_latent",
+    ("prune.fine_tune_steps", 51): "prune_latent",
+    ("prune.fine_tune_learning_rate", 0.0002): "prune_latent",
     # Refined or not, the posterior of each cell comes from the same rule.
     ("refine.steps", 29): "measure_evidence",
+    ("refine.learning_rate", 0.04): "measure_evidence",
     ("refine.for_scores", True): "embed_cells measure_evidence",
     ("evidence.samples", 40): "measure_evidence",
     ("evidence.cells", 20): "measure_evidence",
     ("anomaly.alpha", 0.05): DETECTION,
+    ("anomaly.program_genes", 11): DETECTION,
     ("anomaly.contamination", 0.05): DETECTION,
+    ("anomaly.by_batch", "never"): DETECTION,
     ("anomaly.guarantee", "conditional"): DETECTION,
+    ("anomaly.conditional_delta", 0.2): DETECTION,
     # Folds are for a run without a query.
     ("anomaly.folds", 3): "write_report",
     ("genes.full_table", "none"): "score_genes",
+    ("genes.alpha", 0.1): "score_genes",
     ("doublets.rate", 0.1): "score_doublets",
     ("check.held_out_group", False): "check_injected",
     ("check.injected", False): "write_report",
@@ -172,6 +210,13 @@ BROUGHT = {
     ("stability.n_seeds", 2): "train_vae seed2, prune_latent seed2, embed_cells seed2, "
     "detect_anomalies_again seed2, measure_stability, write_report",
 }
+
+# An error without another setting, which is in the table.
+NEVER_ALONE = {"library_size.column", "train.gaussian_variance", "train.encode_covariates"}
+
+# Samples are neither doublets nor of a cell type.
+AS_BULK = ("observations", "samples")
+OF_CELLS = {"score_doublets", "choose_held_group"} | WITHOUT_THE_GROUP
 
 # An edited file: the rules that it reaches directly.
 FILES = {
@@ -237,6 +282,7 @@ FILES = {
     "Snakefile": "",
     "config.yaml": "",
     "profiles/default/config.yaml": "",
+    "envs/anomics.yaml": "",  # without --sdm conda
     "README.md": "",
     "tests/test_splits.py": "",
 }
@@ -328,7 +374,7 @@ def plans(finished, tmp_path_factory) -> dict:
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         answers = {file: pool.submit(ask, Planner.after_edit, file) for file in FILES}
-        settings = [*SETTINGS, *BROUGHT]
+        settings = [*SETTINGS, *BROUGHT, AS_BULK]
         answers |= {key: pool.submit(ask, Planner.after_setting, *key) for key in settings}
     while not planners.empty():
         planners.get().close()
@@ -351,6 +397,16 @@ def test_a_changed_setting_reruns_what_depends_on_it(setting, plans):
 @pytest.mark.parametrize("setting", BROUGHT, ids=lambda setting: setting[0])
 def test_more_betas_or_seeds_bring_their_own_jobs_only(setting, plans):
     assert plans[setting] == set(BROUGHT[setting].split(", "))
+
+
+def test_cells_taken_for_samples_are_joined_anew(plans):
+    assert plans[AS_BULK] == jobs_after("select_features") - OF_CELLS
+
+
+def test_every_setting_is_in_a_table():
+    changed = {key for key, _ in [*SETTINGS, *BROUGHT, AS_BULK]}
+    assert changed | NEVER_ALONE == set(schema_leaves(SCHEMA))
+    assert not changed & NEVER_ALONE
 
 
 def test_every_file_of_the_scripts_is_in_the_table(finished):
