@@ -31,6 +31,7 @@ check: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	PATH="$(abspath $(BIN)):$$PATH" snakemake --lint
+	$(BIN)/hadolint Dockerfile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and \

@@ -3,9 +3,11 @@
 All is asked of ``snakemake -n`` on a finished run. Two twins of it work side by side.
 """
 
+import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -500,9 +502,11 @@ def test_a_second_run_does_nothing(twin):
     assert "Nothing to be done" in output
 
 
-def test_a_touch_reruns_nothing(twin):
-    for path in [*twin.folder.rglob("workflow/**/*"), *twin.folder.glob("data/*")]:
-        path.touch()
+def test_a_touch_of_all_that_is_no_result_reruns_nothing(twin):
+    """As in a fresh clone, to which results and .snakemake are copied with their dates."""
+    for path in twin.folder.rglob("*"):
+        if not {"results", ".snakemake"} & set(path.parts):
+            path.touch()
     assert planned(twin) == set()
 
 
@@ -520,10 +524,24 @@ def test_the_same_bytes_written_anew_rerun_nothing(twin):
 JOINED = jobs_after("select_features") | {"plot_qc", "write_report"}
 
 
-def test_a_new_sample_reruns_only_itself_and_what_is_joined(twin):
+def with_third_sample(twin: WorkflowCopy) -> None:
     small_counts(40, seed=3).write_h5ad(twin.folder / "data" / "third.h5ad")
     twin.write_samples(*SAMPLES, "third data/third.h5ad query")
+
+
+def test_a_new_sample_reruns_only_itself_and_what_is_joined(twin):
+    with_third_sample(twin)
     assert planned(twin) == {"import_counts third", "filter_cells third"} | JOINED
+
+
+def test_a_sample_that_went_reruns_only_what_is_joined(twin):
+    with_third_sample(twin)
+    code, output = twin.run("results/small/preprocess/third.h5ad")
+    assert code == 0, output
+    assert twin.run("--touch")[0] == 0  # all results are now recorded as made of three samples
+    assert planned(twin) == set()
+    twin.write_samples(*SAMPLES)
+    assert planned(twin) == JOINED
 
 
 def test_new_counts_of_a_sample_rerun_only_it_and_what_is_joined(twin):
@@ -551,3 +569,72 @@ def test_a_change_inside_a_folder_is_seen(twin):
     assert planned(twin, target) == set()
     (folder / "matrix.mtx").write_text(head + "1 1 5\n2 2 7\n")
     assert planned(twin, target) == {"import_counts third"}
+
+
+# ---- what Snakemake has recorded of the results
+
+
+def records(twin: WorkflowCopy) -> list[Path]:
+    found = [path for path in (twin.folder / ".snakemake/metadata").rglob("*") if path.is_file()]
+    assert found
+    return found
+
+
+def test_a_record_knows_its_own_form_but_no_version_of_snakemake(finished):
+    """So an upgrade reruns nothing, as long as it writes records of the same form."""
+    for path in records(finished):
+        record = json.loads(path.read_text())
+        assert [key for key in record if "version" in key] == ["record_format_version"]
+        assert importlib.metadata.version("snakemake") not in path.read_text()
+
+
+@pytest.mark.parametrize(("newer", "is_seen"), [(-1, False), (1, True)])
+def test_records_of_another_form_rerun_nothing(newer, is_seen, twin):
+    """Of an older form, as after an upgrade, they show no changed setting either."""
+    for path in records(twin):
+        record = json.loads(path.read_text())
+        record["record_format_version"] += newer
+        path.write_text(json.dumps(record | ({"unheard_of": 1} if is_seen else {})))
+    assert planned(twin) == set()
+    twin.write_config(anomaly={"alpha": 0.05, "program_genes": 10})
+    assert planned(twin) == (jobs_after(DETECTION) if is_seen else set())
+
+
+def test_results_copied_without_their_records_are_judged_by_dates(twin):
+    """A changed setting is not seen, and an input that is newer counts as changed."""
+    shutil.rmtree(twin.folder / ".snakemake")
+    assert planned(twin) == set()
+    twin.write_config(anomaly={"alpha": 0.05, "program_genes": 10})
+    assert planned(twin) == set()
+    (twin.folder / "data" / "patient.h5ad").touch()
+    assert planned(twin) == {"import_counts patient", "filter_cells patient"} | JOINED
+
+
+# ---- the environment file
+
+
+CONDA = """#!/bin/sh
+case "$*" in
+    info*) echo '{"platform": "linux-64", "conda_prefix": "/conda"}' ;;
+    config*) echo '{"get": {"channel_priority": "strict"}}' ;;
+    --version) echo "conda 24.7.1" ;;
+esac
+"""
+
+
+@pytest.fixture
+def conda(tmp_path, monkeypatch) -> None:
+    """A command that answers what Snakemake asks before it would make an environment."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "conda").write_text(CONDA)
+    (tmp_path / "bin" / "conda").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+def test_an_edited_environment_reruns_all_with_conda_and_nothing_without(twin, conda):
+    assert planned(twin, "--sdm", "conda") == jobs_after(ALL)  # made in another environment
+    assert twin.run("--touch", "--sdm", "conda")[0] == 0  # kept nevertheless
+    assert planned(twin, "--sdm", "conda") == set()
+    with edited(twin.folder / "envs" / "anomics.yaml"):
+        assert planned(twin, "--sdm", "conda") == jobs_after(ALL)
+    assert planned(twin) == jobs_after(ALL)  # and back
