@@ -1,6 +1,7 @@
 # make run    the pipeline; CONFIG=my.yaml for your own data, CORES=8 for more cores
+# make why    which of its jobs would run now, and why; with the same CONFIG
 # make test   all tests
-# Both create what they need in .venv at the first call and install nothing after that.
+# All create what they need in .venv at the first call and install nothing after that.
 
 CORES ?= 2
 PYTHON ?= python3
@@ -10,14 +11,17 @@ BIN := $(VENV)/bin
 # Numerical libraries take all cores by default; snakemake hands out the cores here.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test check
+.PHONY: help run why test check
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 run: $(VENV)/run.done
 	@PATH="$(abspath $(BIN)):$$PATH" snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
+
+why: $(VENV)/run.done
+	@$(BIN)/python workflow/scripts/why.py $(if $(CONFIG),--configfile $(CONFIG))
 
 test: $(VENV)/test.done
 	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest $(ARGS)
@@ -27,6 +31,7 @@ check: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	PATH="$(abspath $(BIN)):$$PATH" snakemake --lint
+	$(BIN)/hadolint Dockerfile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and \

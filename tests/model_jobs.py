@@ -54,7 +54,7 @@ def _in(folder: Path, seed: int, fold: int | None) -> dict:
     """The parameters that training and pruning share."""
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        **{"seed": seed, "fold": fold, "device": "cpu", "code": "a hash"},
+        **{"seed": seed, "fold": fold, "device": "cpu", "code": {"train_vae.py": "a hash"}},
         "checkpoint": str(folder / "checkpoint.safetensors"),
     }
 

@@ -166,10 +166,10 @@ def test_files_that_are_not_there_are_hardly_asked_for():
 
 def test_every_rule_script_is_in_the_table():
     scripts = {path.stem for path in SCRIPTS.glob("*.py") if "__main__" in path.read_text()}
-    assert scripts == set(FILES)
+    assert scripts - {"why"} == set(FILES)  # that one is for people: make why
 
 
 def test_every_file_is_used_by_a_rule_or_by_the_snakefile():
     used = set.union(*FILES.values()) | {f"{rule}.py" for rule in FILES}
     files = {path.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.rglob("*.py")}
-    assert files - used == {"configuration.py", "import_closure.py"}
+    assert files - used == {"configuration.py", "import_closure.py", "why.py"}

@@ -1,5 +1,6 @@
 """Files that must agree with each other, and what no file of the repository may hold."""
 
+import json
 import re
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from workflow_copy import PARTS
 
 SCHEMA = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
 SCRIPTS = sorted((ROOT / "workflow" / "scripts").rglob("*.py"))
@@ -61,6 +63,41 @@ def test_no_version_is_pinned_twice():
     for i, one in enumerate(everything):
         for other in everything[i + 1 :]:
             assert one & other == set()
+
+
+# ---- the container
+
+CONTAINER = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+
+
+def instructions(name: str) -> list[str]:
+    return re.findall(rf"^{name} (.*)$", CONTAINER, re.MULTILINE)
+
+
+def test_the_container_installs_the_pins_and_no_others():
+    installed = re.findall(r"pip install (.*?)(?:&&|$)", " && ".join(instructions("RUN")))
+    assert [line.split() for line in installed] == [
+        ["--no-cache-dir", "-r", "torch.txt"],
+        ["--no-cache-dir", "-r", "requirements.txt", "-c", "constraints.txt"],
+    ]
+    assert "grep '^torch==' requirements.txt > torch.txt" in CONTAINER
+    assert "==" not in CONTAINER.replace("^torch==", "")
+
+
+def test_the_container_holds_what_a_run_needs_and_its_context_no_more():
+    copied = {name for line in instructions("COPY") for name in line.split()[:-1]}
+    assert copied == {*PARTS, "requirements.txt", "constraints.txt"}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[0] == "*"
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
+
+
+def test_the_container_runs_snakemake_and_not_as_root():
+    assert json.loads(instructions("ENTRYPOINT")[-1])[0] == "snakemake"
+    assert int(instructions("USER")[-1]) > 0
+    major, minor = re.fullmatch(r"python:(\d+)\.(\d+)-slim", *instructions("FROM")).groups()
+    least = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert (int(major), int(minor)) >= (3, int(least[1]))
 
 
 # ---- config.yaml and its schema

@@ -1,11 +1,13 @@
-"""What runs again after a change, and what does not: the promise of the hash in params.
+"""What runs again after a change, and what does not: the promise of the hashes in params.
 
 All is asked of ``snakemake -n`` on a finished run. Two twins of it work side by side.
 """
 
+import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from queue import Queue
 import pytest
 import yaml
 
+from test_repository import SCHEMA, schema_leaves
 from workflow_copy import OPTIONS, SAMPLES, WorkflowCopy, small_counts
 
 pytest_plugins = ["workflow_copy"]
@@ -116,7 +119,7 @@ def jobs_after(rules: str, jobs=FITS, left_out=OPTIONAL) -> set[str]:
     return found - set(jobs) | named
 
 
-# A changed setting: the rules that it reaches directly. The report prints the whole config.
+# Every setting changed: the rules that it reaches directly. The report prints the whole config.
 SETTINGS = {
     ("run", "again"): ALL,
     ("samples", "same.tsv"): "write_report",
@@ -126,36 +129,73 @@ SETTINGS = {
     ("memory", 2): "write_report",
     ("import.feature_type", "Peaks"): "import_counts",
     ("preprocess.filter_cells.min_counts", 21): "filter_cells",
+    ("preprocess.filter_cells.max_counts", 5000): "filter_cells",
+    ("preprocess.filter_cells.min_genes", 6): "filter_cells",
+    ("preprocess.filter_cells.max_genes", 59): "filter_cells",
+    ("preprocess.filter_cells.max_pct_mito", 30): "filter_cells",
+    ("preprocess.filter_cells.max_pct_ribo", 60): "filter_cells",
+    ("preprocess.filter_cells.max_pct_hb", 5): "filter_cells",
     ("preprocess.filter_cells.n_mads", None): "filter_cells",
     ("preprocess.select_features.n_features", 41): "select_features",
+    ("preprocess.select_features.min_cells", 6): "select_features",
     ("preprocess.select_features.gene_list", "genes.txt"): "select_features",
+    ("preprocess.select_features.batch_aware", False): "select_features",
+    ("preprocess.split.validation", 0.16): "select_features",
     ("preprocess.split.calibration", 0.28): "select_features",
+    ("preprocess.split.by", "cell"): "select_features",
+    ("preprocess.split.min_donors", 5): "select_features",
     ("library_size.method", "median_of_ratios"): "compute_library_size",
     ("train.n_latent", 5): "train_vae",
     ("train.likelihood", "zinb"): "train_vae",
+    ("train.dispersion", "gene_batch"): "train_vae",
     ("train.library_size", "latent"): "train_vae",
+    ("train.decoder", "free"): "train_vae",
+    ("train.n_hidden", 17): "train_vae",
+    ("train.n_layers", 2): "train_vae",
+    ("train.normalization", "batch"): "train_vae",
+    ("train.dropout", 0.2): "train_vae",
+    ("train.skip", "film"): "train_vae",
     ("train.prior", "mixture"): "train_vae",
+    ("train.prior_components", 5): "train_vae",
     ("train.covariates", ("lane",)): "train_vae",
+    ("train.continuous_covariates", ("lane",)): "train_vae",
+    ("train.batch_size", 33): "train_vae",
+    ("train.weight_decay", 101): "train_vae",
     ("train.beta", 2): "train_vae",
     ("train.kl_warmup", "cosine"): "train_vae",
+    ("train.kl_warmup_steps", 101): "train_vae",
+    ("train.kl_cycles", 5): "train_vae",
+    ("train.free_bits", 0.05): "train_vae",
     ("train.learning_rate", 0.002): "train_vae",
     ("train.learning_rate_drops", 1): "train_vae",
+    ("train.max_steps", 801): "train_vae",
+    ("train.validation_interval", 26): "train_vae",
     ("train.validation_cells", 100): "train_vae",
+    ("train.patience", 61): "train_vae",
+    ("train.min_improvement", 0.04): "train_vae",
     # Changes no result; still a setting of the training, so a trained model is trained again.
     ("train.precision", "float32"): "train_vae",
     ("train.checkpoint_seconds", 30): "train_vae",
     ("prune.min_kl", 0.1): "prune_latent",
+    ("prune.min_ablation", 0.1): "prune_latent",
+    ("prune.fine_tune_steps", 51): "prune_latent",
+    ("prune.fine_tune_learning_rate", 0.0002): "prune_latent",
     # Refined or not, the posterior of each cell comes from the same rule.
     ("refine.steps", 29): "measure_evidence",
+    ("refine.learning_rate", 0.04): "measure_evidence",
     ("refine.for_scores", True): "embed_cells measure_evidence",
     ("evidence.samples", 40): "measure_evidence",
     ("evidence.cells", 20): "measure_evidence",
     ("anomaly.alpha", 0.05): DETECTION,
+    ("anomaly.program_genes", 11): DETECTION,
     ("anomaly.contamination", 0.05): DETECTION,
+    ("anomaly.by_batch", "never"): DETECTION,
     ("anomaly.guarantee", "conditional"): DETECTION,
+    ("anomaly.conditional_delta", 0.2): DETECTION,
     # Folds are for a run without a query.
     ("anomaly.folds", 3): "write_report",
     ("genes.full_table", "none"): "score_genes",
+    ("genes.alpha", 0.1): "score_genes",
     ("doublets.rate", 0.1): "score_doublets",
     ("check.held_out_group", False): "check_injected",
     ("check.injected", False): "write_report",
@@ -172,6 +212,13 @@ BROUGHT = {
     ("stability.n_seeds", 2): "train_vae seed2, prune_latent seed2, embed_cells seed2, "
     "detect_anomalies_again seed2, measure_stability, write_report",
 }
+
+# An error without another setting, which is in the table.
+NEVER_ALONE = {"library_size.column", "train.gaussian_variance", "train.encode_covariates"}
+
+# Samples are neither doublets nor of a cell type.
+AS_BULK = ("observations", "samples")
+OF_CELLS = {"score_doublets", "choose_held_group"} | WITHOUT_THE_GROUP
 
 # An edited file: the rules that it reaches directly.
 FILES = {
@@ -231,12 +278,14 @@ FILES = {
     # What no result depends on.
     f"{SCRIPTS}/configuration.py": "",
     f"{SCRIPTS}/import_closure.py": "",
+    f"{SCRIPTS}/why.py": "",
     "workflow/report/qc.rst": "",
     "workflow/rules/train.smk": "",
     "workflow/schemas/config.schema.yaml": "",
     "Snakefile": "",
     "config.yaml": "",
     "profiles/default/config.yaml": "",
+    "envs/anomics.yaml": "",  # without --sdm conda
     "README.md": "",
     "tests/test_splits.py": "",
 }
@@ -328,7 +377,7 @@ def plans(finished, tmp_path_factory) -> dict:
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         answers = {file: pool.submit(ask, Planner.after_edit, file) for file in FILES}
-        settings = [*SETTINGS, *BROUGHT]
+        settings = [*SETTINGS, *BROUGHT, AS_BULK]
         answers |= {key: pool.submit(ask, Planner.after_setting, *key) for key in settings}
     while not planners.empty():
         planners.get().close()
@@ -351,6 +400,16 @@ def test_a_changed_setting_reruns_what_depends_on_it(setting, plans):
 @pytest.mark.parametrize("setting", BROUGHT, ids=lambda setting: setting[0])
 def test_more_betas_or_seeds_bring_their_own_jobs_only(setting, plans):
     assert plans[setting] == set(BROUGHT[setting].split(", "))
+
+
+def test_cells_taken_for_samples_are_joined_anew(plans):
+    assert plans[AS_BULK] == jobs_after("select_features") - OF_CELLS
+
+
+def test_every_setting_is_in_a_table():
+    changed = {key for key, _ in [*SETTINGS, *BROUGHT, AS_BULK]}
+    assert changed | NEVER_ALONE == set(schema_leaves(SCHEMA))
+    assert not changed & NEVER_ALONE
 
 
 def test_every_file_of_the_scripts_is_in_the_table(finished):
@@ -444,9 +503,11 @@ def test_a_second_run_does_nothing(twin):
     assert "Nothing to be done" in output
 
 
-def test_a_touch_reruns_nothing(twin):
-    for path in [*twin.folder.rglob("workflow/**/*"), *twin.folder.glob("data/*")]:
-        path.touch()
+def test_a_touch_of_all_that_is_no_result_reruns_nothing(twin):
+    """As in a fresh clone, to which results and .snakemake are copied with their dates."""
+    for path in twin.folder.rglob("*"):
+        if not {"results", ".snakemake"} & set(path.parts):
+            path.touch()
     assert planned(twin) == set()
 
 
@@ -464,10 +525,24 @@ def test_the_same_bytes_written_anew_rerun_nothing(twin):
 JOINED = jobs_after("select_features") | {"plot_qc", "write_report"}
 
 
-def test_a_new_sample_reruns_only_itself_and_what_is_joined(twin):
+def with_third_sample(twin: WorkflowCopy) -> None:
     small_counts(40, seed=3).write_h5ad(twin.folder / "data" / "third.h5ad")
     twin.write_samples(*SAMPLES, "third data/third.h5ad query")
+
+
+def test_a_new_sample_reruns_only_itself_and_what_is_joined(twin):
+    with_third_sample(twin)
     assert planned(twin) == {"import_counts third", "filter_cells third"} | JOINED
+
+
+def test_a_sample_that_went_reruns_only_what_is_joined(twin):
+    with_third_sample(twin)
+    code, output = twin.run("results/small/preprocess/third.h5ad")
+    assert code == 0, output
+    assert twin.run("--touch")[0] == 0  # all results are now recorded as made of three samples
+    assert planned(twin) == set()
+    twin.write_samples(*SAMPLES)
+    assert planned(twin) == JOINED
 
 
 def test_new_counts_of_a_sample_rerun_only_it_and_what_is_joined(twin):
@@ -495,3 +570,72 @@ def test_a_change_inside_a_folder_is_seen(twin):
     assert planned(twin, target) == set()
     (folder / "matrix.mtx").write_text(head + "1 1 5\n2 2 7\n")
     assert planned(twin, target) == {"import_counts third"}
+
+
+# ---- what Snakemake has recorded of the results
+
+
+def records(twin: WorkflowCopy) -> list[Path]:
+    found = [path for path in (twin.folder / ".snakemake/metadata").rglob("*") if path.is_file()]
+    assert found
+    return found
+
+
+def test_a_record_knows_its_own_form_but_no_version_of_snakemake(finished):
+    """So an upgrade reruns nothing, as long as it writes records of the same form."""
+    for path in records(finished):
+        record = json.loads(path.read_text())
+        assert [key for key in record if "version" in key] == ["record_format_version"]
+        assert importlib.metadata.version("snakemake") not in path.read_text()
+
+
+@pytest.mark.parametrize(("newer", "is_seen"), [(-1, False), (1, True)])
+def test_records_of_another_form_rerun_nothing(newer, is_seen, twin):
+    """Of an older form, as after an upgrade, they show no changed setting either."""
+    for path in records(twin):
+        record = json.loads(path.read_text())
+        record["record_format_version"] += newer
+        path.write_text(json.dumps(record | ({"unheard_of": 1} if is_seen else {})))
+    assert planned(twin) == set()
+    twin.write_config(anomaly={"alpha": 0.05, "program_genes": 10})
+    assert planned(twin) == (jobs_after(DETECTION) if is_seen else set())
+
+
+def test_results_copied_without_their_records_are_judged_by_dates(twin):
+    """A changed setting is not seen, and an input that is newer counts as changed."""
+    shutil.rmtree(twin.folder / ".snakemake")
+    assert planned(twin) == set()
+    twin.write_config(anomaly={"alpha": 0.05, "program_genes": 10})
+    assert planned(twin) == set()
+    (twin.folder / "data" / "patient.h5ad").touch()
+    assert planned(twin) == {"import_counts patient", "filter_cells patient"} | JOINED
+
+
+# ---- the environment file
+
+
+CONDA = """#!/bin/sh
+case "$*" in
+    info*) echo '{"platform": "linux-64", "conda_prefix": "/conda"}' ;;
+    config*) echo '{"get": {"channel_priority": "strict"}}' ;;
+    --version) echo "conda 24.7.1" ;;
+esac
+"""
+
+
+@pytest.fixture
+def conda(tmp_path, monkeypatch) -> None:
+    """A command that answers what Snakemake asks before it would make an environment."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "conda").write_text(CONDA)
+    (tmp_path / "bin" / "conda").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+def test_an_edited_environment_reruns_all_with_conda_and_nothing_without(twin, conda):
+    assert planned(twin, "--sdm", "conda") == jobs_after(ALL)  # made in another environment
+    assert twin.run("--touch", "--sdm", "conda")[0] == 0  # kept nevertheless
+    assert planned(twin, "--sdm", "conda") == set()
+    with edited(twin.folder / "envs" / "anomics.yaml"):
+        assert planned(twin, "--sdm", "conda") == jobs_after(ALL)
+    assert planned(twin) == jobs_after(ALL)  # and back

@@ -1,4 +1,4 @@
-"""What all rules share: the checked config, the sample table, paths, the hash of a script's code."""
+"""What all rules share: the checked config, the sample table, paths, the hashes of a script's code."""
 
 import importlib.util
 import json
@@ -31,27 +31,25 @@ def load_script(name):
 
 @cache
 def read_source(path):
-    """Text of a file under workflow/scripts, or None where there is no such file."""
+    """Text of a file under workflow, or None where there is no such file."""
     try:
-        return Path(source(f"scripts/{path}")).read_text(encoding="utf-8")
+        return Path(source(path)).read_text(encoding="utf-8")
     except (OSError, WorkflowError):
         return None
 
 
 @cache
 def code(script, *extra):
-    """Hash of a script, of all module files it imports, and of extra files it reads.
+    """The hash of a script, of each module file it imports, and of extra files it reads, by path.
 
-    Snakemake does not see an edit in an imported module. This hash stands in the rule's params, so
-    an edit reruns exactly the rules that depend on it, and a touch or a git checkout reruns none.
+    Snakemake does not see an edit in an imported module. This stands in the rule's params, so an
+    edit reruns exactly the rules that depend on it, and a touch or a git checkout reruns none.
     """
-    texts = [read_source(path) for path in sorted(import_closure(script, read_source))]
-    texts += [Path(source(path)).read_text(encoding="utf-8") for path in extra]
-    digest = sha256()
-    for text in texts:
-        # From GitHub a file comes without its last line feed.
-        digest.update(text.rstrip("\n").encode())
-    return digest.hexdigest()[:16]
+    scripts = import_closure(script, lambda path: read_source(f"scripts/{path}"))
+    files = [*(f"scripts/{path}" for path in sorted(scripts)), *extra]
+    # From GitHub a file comes without its last line feed.
+    texts = {f"workflow/{file}": read_source(file).rstrip("\n") for file in files}
+    return {file: sha256(text.encode()).hexdigest()[:16] for file, text in texts.items()}
 
 
 def fetched(path):

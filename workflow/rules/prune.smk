@@ -98,7 +98,7 @@ rule compute_umap:
         runtime=minutes,
     params:
         seed=config["seed"],
-        n_neighbors=config["report"]["umap_neighbors"],
+        umap_neighbors=config["report"]["umap_neighbors"],
         code=code("compute_umap.py"),
     script:
         "../scripts/compute_umap.py"

@@ -75,7 +75,7 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         latent = pd.read_parquet(snakemake.input.latent)
         plane = compute_umap(
-            posterior_means(latent), snakemake.params.n_neighbors, snakemake.params.seed
+            posterior_means(latent), snakemake.params.umap_neighbors, snakemake.params.seed
         )
         table = pd.DataFrame(
             {"cell_id": latent["cell_id"], "umap_1": plane[:, 0], "umap_2": plane[:, 1]}

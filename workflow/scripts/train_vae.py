@@ -138,7 +138,7 @@ def run_training(
 ) -> Progress:
     """Train; turn what the user can mend into one line, and stop at a checkpoint when asked to.
 
-    ``params``: the rule's ``checkpoint`` path and its ``code`` hash; edited code starts afresh.
+    ``params``: the rule's ``checkpoint`` path and ``code`` hashes; edited code starts afresh.
     """
     with termination_postponed() as is_to_stop:
         try:
