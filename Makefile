@@ -1,23 +1,30 @@
 # make run    the pipeline; CONFIG=my.yaml for your own data, CORES=8 for more cores
 # make test   all tests
-# Both create what they need in .venv at the first call and install nothing after that.
+# make reproduce RUN=results/my_run    runs it again elsewhere and compares every result
+# All create what they need in .venv at the first call and install nothing after that.
 
 CORES ?= 2
 PYTHON ?= python3
 CONFIG ?=
+RUN ?=
+OUT ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Numerical libraries take all cores by default; snakemake hands out the cores here.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test check
+.PHONY: help run reproduce test check
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 run: $(VENV)/run.done
 	@PATH="$(abspath $(BIN)):$$PATH" snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
+
+reproduce: $(VENV)/run.done
+	@PATH="$(abspath $(BIN)):$$PATH" python workflow/scripts/reproduce.py $(RUN) \
+		$(if $(OUT),--out $(OUT)) --cores $(CORES) $(ARGS)
 
 test: $(VENV)/test.done
 	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest $(ARGS)

@@ -126,13 +126,15 @@ FILES = {
     "measure_stability": {"job.py"},
     **{f"plot_{name}": {"job.py", "figure_style.py"} for name in FIGURES},
     "prune_latent": TRAINING | {"train_vae.py"},
+    "record_run": {"job.py", "provenance.py"},
+    "reproduce": {"provenance.py"},
     "score_doublets": HELD
     | {"doublets.py", "doublet_model.py", "reference_groups.py", "omics_vae/anomaly.py"},
     "score_genes": HELD | {"gene_tests.py", "omics_vae/anomaly.py"},
     "select_features": COUNTS | {"join_samples.py", "variable_genes.py", "splits.py", "cohort.py"},
     "trace_rate_distortion": {"job.py"},
     "train_vae": TRAINING,
-    "write_report": {"job.py", "report_tables.py", "run_record.py"},
+    "write_report": {"job.py", "methods.py", "provenance.py", "report_tables.py"},
 }
 
 

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import strip_wildcard_constraints
 
 
 def source(path):
@@ -60,6 +61,17 @@ def logs(rule, name=""):
 def times(rule, name=""):
     """Benchmark file (wall time, memory) of a rule."""
     return f"{RUN}/benchmarks/{rule}/{name}.jsonl" if name else f"{RUN}/benchmarks/{rule}.jsonl"
+
+
+def files_of_rules():
+    """All that the rules so far can write under the run's folder, benchmarks too, from there.
+
+    A superset: no rule is run for every fit. What earlier settings left behind is not among it.
+    """
+    written = [path for rule in workflow.rules for path in (*rule.output, rule.benchmark) if path]
+    inside = [str(path).partition(f"{RUN}/")[2] for path in written]
+    patterns = map(strip_wildcard_constraints, filter(None, dict.fromkeys(inside)))
+    return expand([*patterns], sample=SAMPLES, fit=dict.fromkeys([FIT, *TRAINED]))
 
 
 def seed_of(fit):
