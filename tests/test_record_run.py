@@ -8,6 +8,7 @@ import pytest
 from rocrate.rocrate import ROCrate
 
 from fake_run import CONFIG
+from record_run import make_crate
 from run_script import run_script
 
 RESULTS = {"report.html": b"page", "train/seed7/model.json": b"{}"}
@@ -99,6 +100,19 @@ def test_the_crate_says_which_workflow_made_which_results_of_which_inputs(crate,
     }
     assert needed == {"python": record["python"]} | record["packages"]
     assert [p["name"] for p in crate.root_dataset["conformsTo"]] == ["Process Run Crate"]
+
+
+def test_the_workflow_in_the_crate_is_a_commit_or_else_a_version(written):
+    record, run = json.loads(written["record"].read_text()), written["record"].parent
+    for git, citation, expected in (
+        ({"commit": "abc", "is_dirty": False}, {"version": "1.2"}, "abc"),
+        (None, {"version": "1.2"}, "1.2"),
+        (None, {}, None),
+    ):
+        content = make_crate(record | {"git": git}, run, citation)
+        (workflow,) = (e for e in content["@graph"] if e["@id"] == "#workflow")
+        assert workflow.get("version") == expected
+        assert ("license" in workflow) == ("license" in citation)
 
 
 def referred(value) -> set[str]:

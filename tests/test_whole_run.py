@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from rocrate.rocrate import ROCrate
 
 from workflow_copy import EVERYTHING, TAG, WorkflowCopy, kill_with_children
 
@@ -164,6 +165,11 @@ def test_the_record_names_each_result_with_its_checksum(finished, everything):
         record = json.loads((run.results / "run.json").read_text())
         contents = {file: c for file, c in results_of(run).items() if file not in RECORDS}
         assert record["results"] == {file: sha256(c).hexdigest() for file, c in contents.items()}
+
+
+def test_the_results_folder_is_a_crate_of_all_its_files(finished):
+    listed = {entity.id for entity in ROCrate(finished.results).data_entities}
+    assert listed == RESULTS - {"ro-crate-metadata.json"}
 
 
 def test_the_record_names_each_job_with_its_time_and_memory(everything):

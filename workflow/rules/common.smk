@@ -66,12 +66,20 @@ def times(rule, name=""):
 def files_of_rules():
     """All that the rules so far can write under the run's folder, benchmarks too, from there.
 
-    A superset: no rule is run for every fit. What earlier settings left behind is not among it.
+    A superset, for no rule is run for every fit. What other settings have left there is not in it.
     """
-    written = [path for rule in workflow.rules for path in (*rule.output, rule.benchmark) if path]
-    inside = [str(path).partition(f"{RUN}/")[2] for path in written]
-    patterns = map(strip_wildcard_constraints, filter(None, dict.fromkeys(inside)))
-    return expand([*patterns], sample=SAMPLES, fit=dict.fromkeys([FIT, *TRAINED]))
+    patterns = [path for rule in workflow.rules for path in (*rule.output, rule.benchmark) if path]
+    files = [
+        file
+        for pattern in patterns
+        for file in expand(
+            strip_wildcard_constraints(str(pattern)),
+            sample=SAMPLES,
+            fit=dict.fromkeys([FIT, *TRAINED]),
+        )
+        if pattern.match(file)
+    ]
+    return [inside for file in files if (inside := file.partition(f"{RUN}/")[2])]
 
 
 def seed_of(fit):

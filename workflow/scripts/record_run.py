@@ -39,6 +39,7 @@ def describe_run(run: Path, files: Iterable[str], sources: Iterable[str], train:
         "threads": train["threads"],
         "device": train["device"],
         "precision": train["precision"],
+        # Jobs of earlier calls count: their results stand.
         "started": min(job["started"] for job in jobs),
         "ended": max(job["ended"] for job in jobs),
         "jobs": jobs,

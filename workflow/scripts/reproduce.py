@@ -38,8 +38,8 @@ def read_record(run: Path) -> tuple[dict, Path]:
         raise CannotReproduceError(
             f"{path}: names no results, as those of older versions; run the workflow once more"
         )
-    # Not resolved: results/ may be a link to another disk.
-    return record, path.absolute().parents[2]
+    # Links are left as they are: results/ may be one to another disk.
+    return record, Path(os.path.abspath(path)).parents[2]
 
 
 def given_inputs(record: dict) -> list[str]:
@@ -178,7 +178,7 @@ def reproduce(run: Path, out: Path | None, options: list[str]) -> int:
     """Exit code: 0 if all is as it was."""
     record, made_in = read_record(run)
     out = out or made_in / "reproduced" / record["config"]["run"]
-    folder = new_folder(record, made_in, out.absolute())
+    folder = new_folder(record, made_in, Path(os.path.abspath(out)))
     check_inputs(record, made_in)
     for line in differences(record):
         print(f"warning: {line}", file=sys.stderr)
