@@ -1,17 +1,20 @@
 # make run    the pipeline; CONFIG=my.yaml for your own data, CORES=8 for more cores
 # make why    which of its jobs would run now, and why; with the same CONFIG
 # make test   all tests
+# make reproduce RUN=results/my_run    runs it again elsewhere and compares every result
 # All create what they need in .venv at the first call and install nothing after that.
 
 CORES ?= 2
 PYTHON ?= python3
 CONFIG ?=
+RUN ?=
+OUT ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Numerical libraries take all cores by default; snakemake hands out the cores here.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run why test check
+.PHONY: help run why reproduce test check
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +25,10 @@ run: $(VENV)/run.done
 
 why: $(VENV)/run.done
 	@$(BIN)/python workflow/scripts/why.py $(if $(CONFIG),--configfile $(CONFIG))
+
+reproduce: $(VENV)/run.done
+	@PATH="$(abspath $(BIN)):$$PATH" python workflow/scripts/reproduce.py $(RUN) \
+		$(if $(OUT),--out $(OUT)) --cores $(CORES) $(ARGS)
 
 test: $(VENV)/test.done
 	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest $(ARGS)

@@ -24,13 +24,8 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        f"{RUN}/report.html",
-        f"{RUN}/methods.md",
+        RESULTS,
         f"{RUN}/run.json",
-        f"{RUN}/annotated.h5ad",
-        f"{RUN}/anomaly/cells.tsv",
-        f"{RUN}/genes/genes.tsv",
-        f"{RUN}/prune/{FIT}/evidence.tsv",
 
 
 onstart:

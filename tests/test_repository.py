@@ -24,7 +24,7 @@ RULES = {
     for match in RULE.finditer(file.read_text())
 }
 # What a checkout holds, as far as it can be told without git.
-NOT_OURS = {".git", ".snakemake", ".venv", "results", "shared", "__pycache__"}
+NOT_OURS = {".git", ".snakemake", ".venv", "results", "reproduced", "shared", "__pycache__"}
 NOT_OURS |= {".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 
@@ -226,7 +226,6 @@ TESTED_TOGETHER = {
     "embed_cells": "test_whole_run",
     "figure_style": "test_figures",
     "report_tables": "test_write_report",
-    "run_record": "test_write_report",
     "model_inputs": "test_bad_input",
     "evidence_channels": "test_detect_anomalies",
     "gene_sets": "test_filter_cells",

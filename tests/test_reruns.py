@@ -64,8 +64,9 @@ READ_BY = {
     "plot_anomalies": "write_report",
     "plot_patterns": "write_report",
     "plot_check": "write_report",
-    "annotate_counts": "",
-    "write_report": "",
+    "annotate_counts": "record_run",
+    "write_report": "record_run",
+    "record_run": "",
 }
 # Rules that exist only with train.likelihood: auto, rate_distortion.betas or stability.n_seeds.
 OPTIONAL = {
@@ -89,6 +90,8 @@ ALL_FITS = FITS | {
     "detect_anomalies_again": ("seed2",),
 }
 ALL = " ".join(set(READ_BY) - OPTIONAL)
+# The report prints the whole config, and the record holds it.
+REPORT = {"write_report", "record_run"}
 PLOTS = "plot_qc plot_library_size plot_training plot_pruning plot_latent plot_anomalies "
 PLOTS += "plot_patterns plot_check"
 HELD = "detect_anomalies score_genes score_doublets explain_anomalies choose_held_group "
@@ -119,7 +122,7 @@ def jobs_after(rules: str, jobs=FITS, left_out=OPTIONAL) -> set[str]:
     return found - set(jobs) | named
 
 
-# Every setting changed: the rules that it reaches directly. The report prints the whole config.
+# Every setting changed: the rules that it reaches directly.
 SETTINGS = {
     ("run", "again"): ALL,
     ("samples", "same.tsv"): "write_report",
@@ -205,12 +208,12 @@ SETTINGS = {
 # A changed setting that brings rules or fits: the jobs that it brings, and no others.
 BROUGHT = {
     ("rate_distortion.betas", (0.5,)): "train_vae seed1-beta0.5, trace_rate_distortion, "
-    "plot_rate_distortion, write_report",
+    "plot_rate_distortion, write_report, record_run",
     # The fit at the chosen beta is there already.
     ("rate_distortion.betas", (1, 4)): "train_vae seed1-beta4, trace_rate_distortion, "
-    "plot_rate_distortion, write_report",
+    "plot_rate_distortion, write_report, record_run",
     ("stability.n_seeds", 2): "train_vae seed2, prune_latent seed2, embed_cells seed2, "
-    "detect_anomalies_again seed2, measure_stability, write_report",
+    "detect_anomalies_again seed2, measure_stability, write_report, record_run",
 }
 
 # An error without another setting, which is in the table.
@@ -257,7 +260,9 @@ FILES = {
     f"{SCRIPTS}/pattern_tables.py": "explain_anomalies",
     f"{SCRIPTS}/figure_style.py": PLOTS,
     f"{SCRIPTS}/report_tables.py": "write_report",
-    f"{SCRIPTS}/run_record.py": "write_report",
+    f"{SCRIPTS}/methods.py": "write_report",
+    f"{SCRIPTS}/provenance.py": "write_report record_run",
+    f"{SCRIPTS}/reproduce.py": "",
     f"{SCRIPTS}/omics_vae/__init__.py": COUNTS,
     f"{SCRIPTS}/omics_vae/adam.py": MODEL,
     f"{SCRIPTS}/omics_vae/compiled.py": MODEL,
@@ -391,7 +396,7 @@ def test_an_edited_file_reruns_what_depends_on_it(file, plans):
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting[0])
 def test_a_changed_setting_reruns_what_depends_on_it(setting, plans):
-    expected = jobs_after(SETTINGS[setting]) | {"write_report"}
+    expected = jobs_after(SETTINGS[setting]) | REPORT
     if setting[0] == "seed":
         expected = {job.replace("seed1", f"seed{setting[1]}") for job in expected}
     assert plans[setting] == expected
@@ -439,20 +444,20 @@ def all_jobs_after(rules: str) -> set[str]:
 
 # For the choice of the likelihood.
 WAITING = {f"train_vae {fit}" for fit in (*BETAS, "seed2", GROUP)}
-CURVE = {"trace_rate_distortion", "plot_rate_distortion", "write_report"}
-STABILITY = {"measure_stability", "write_report"}
+CURVE = {"trace_rate_distortion", "plot_rate_distortion"} | REPORT
+STABILITY = {"measure_stability"} | REPORT
 CHOSEN = all_jobs_after("choose_likelihood") | WAITING
 WITH_EVERYTHING = {
     f"{SCRIPTS}/choose_likelihood.py": CHOSEN,
     f"{SCRIPTS}/trace_rate_distortion.py": CURVE,
-    f"{SCRIPTS}/plot_rate_distortion.py": {"plot_rate_distortion", "write_report"},
+    f"{SCRIPTS}/plot_rate_distortion.py": {"plot_rate_distortion"} | REPORT,
     f"{SCRIPTS}/measure_stability.py": STABILITY,
     f"{SCRIPTS}/detect_anomalies.py": all_jobs_after("detect_anomalies detect_anomalies_again"),
     f"{SCRIPTS}/choose_held_group.py": all_jobs_after("choose_held_group"),
     f"{SCRIPTS}/design.py": all_jobs_after("train_vae"),
     # The draws that the evidence of the candidates stands on, too.
     ("evidence.samples", 40): CHOSEN | {"measure_evidence"},
-    ("evidence.cells", 20): {"measure_evidence", "write_report"},
+    ("evidence.cells", 20): {"measure_evidence"} | REPORT,
     ("rate_distortion.betas", (0.5, 2, 4)): CURVE | {"train_vae seed1-beta4"},
     ("rate_distortion.betas", (2,)): CURVE,
     ("stability.n_seeds", 3): STABILITY
@@ -522,7 +527,7 @@ def test_the_same_bytes_written_anew_rerun_nothing(twin):
     assert planned(twin) == set()
 
 
-JOINED = jobs_after("select_features") | {"plot_qc", "write_report"}
+JOINED = jobs_after("select_features") | {"plot_qc"} | REPORT
 
 
 def with_third_sample(twin: WorkflowCopy) -> None:

@@ -3,12 +3,14 @@
 import json
 import re
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from rocrate.rocrate import ROCrate
 
 from workflow_copy import EVERYTHING, TAG, WorkflowCopy, kill_with_children
 
@@ -39,7 +41,7 @@ BY_STAGE = {
     "figures": " ".join(
         f"{name}.{end}" for name in FIGURES for end in ("pdf", "svg", "png", "tsv")
     ),
-    ".": "report.html methods.md run.json annotated.h5ad",
+    ".": "report.html methods.md annotated.h5ad run.json ro-crate-metadata.json",
 }
 # What a run has besides with every option on.
 OTHER_FITS = ("seed1-nb", "seed1-zinb", "seed1-poisson", "seed1-beta0.5", "seed1-beta2", "seed2")
@@ -60,6 +62,10 @@ def paths_in(stages: dict[str, str]) -> set[str]:
 
 
 RESULTS = paths_in(BY_STAGE)
+
+
+# These name times, and so no two are the same.
+RECORDS = {"run.json", "ro-crate-metadata.json"}
 
 
 def results_of(run: WorkflowCopy) -> dict[str, bytes]:
@@ -152,6 +158,29 @@ def test_the_record_names_config_and_inputs(finished):
     assert record["config"]["train"]["n_latent"] == 4
     assert record["config"]["train"]["learning_rate"] == 0.001  # a default
     assert set(record["inputs"]) == {"data/healthy.h5ad", "data/patient.h5ad"}
+
+
+def test_the_record_names_each_result_with_its_checksum(finished, everything):
+    for run in (finished, everything):
+        record = json.loads((run.results / "run.json").read_text())
+        contents = {file: c for file, c in results_of(run).items() if file not in RECORDS}
+        assert record["results"] == {file: sha256(c).hexdigest() for file, c in contents.items()}
+
+
+def test_the_results_folder_is_a_crate_of_all_its_files(finished):
+    listed = {entity.id for entity in ROCrate(finished.results).data_entities}
+    assert listed == RESULTS - {"ro-crate-metadata.json"}
+
+
+def test_the_record_names_each_job_with_its_time_and_memory(everything):
+    record = json.loads((everything.results / "run.json").read_text())
+    folder = everything.results / "benchmarks"
+    files = {path.relative_to(folder).with_suffix("") for path in folder.rglob("*.jsonl")}
+    names = {Path(*filter(None, (job["rule"], job["name"]))) for job in record["jobs"]}
+    assert names == files - {Path("record_run")}
+    assert all(job["seconds"] > 0 for job in record["jobs"])
+    trained = [job["peak_mb"] for job in record["jobs"] if job["rule"] == "train_vae"]
+    assert len(trained) == 7 and min(trained) > 50
 
 
 def test_no_result_names_the_folder_it_was_made_in(finished):
@@ -339,15 +368,22 @@ def test_after_a_kill_only_what_was_not_done_runs_and_training_resumes(killed):
 def test_a_killed_run_in_another_folder_ends_with_the_same_bytes(finished, killed):
     undisturbed, resumed = results_of(finished), results_of(killed[0])
     assert set(resumed) == set(undisturbed)
-    assert [name for name in undisturbed if resumed[name] != undisturbed[name]] == []
+    other = {name for name in undisturbed if resumed[name] != undisturbed[name]}
+    assert other == RECORDS
 
 
 def test_another_seed_gives_other_numbers(finished, tmp_path):
     other = finished.twin(tmp_path / "other")
-    code, output = other.run("--config", "seed=2", "--", "results/small/anomaly/cells.tsv")
+    code, output = other.run("--config", "seed=2", "--", "results/small/run.json")
     assert code == 0, output
     paths = [Path(run.results, "anomaly", "cells.tsv") for run in (finished, other)]
     one, two = (pd.read_csv(path, sep="\t").set_index("cell_id") for path in paths)
     assert set(one.index) == set(two.index)
     assert (one["score"] != two.loc[one.index, "score"]).all()
+    # The former fit is still there, and is no result of the new run.
     assert (other.results / "train" / "seed1" / "model.safetensors").exists()
+    record = json.loads((other.results / "run.json").read_text())
+    assert record["seeds"] == [2]
+    fits = {file.split("/")[1] for file in record["results"] if file.startswith("train/")}
+    assert fits == {"seed2", "seed2-group"}
+    assert not any("seed1" in (job["name"] or "") for job in record["jobs"])

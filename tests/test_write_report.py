@@ -637,20 +637,17 @@ def write_files(run: Path, folder: Path, config: dict) -> dict:
     inputs = {name: str(run / path) for name, path in TABLES.items()}
     for name, path in OPTIONAL.items():
         inputs[name] = [str(run / path)] if (run / path).exists() else []
-    (folder / "in.tsv").write_text("counts")
     inputs |= {
-        "sources": [str(folder / "in.tsv")],
-        "gene_list": [],
         "figures": [str(path) for path in draw_figures(run)],
         "summaries": [str(path) for path in sorted(run.rglob("*summary.json"))],
     }
-    output = {"report": "report.html", "methods": "methods.md", "run": "run.json"}
-    params = {"config": config, "samples": {}, "versions": ["numpy"]}
+    output = {"report": "report.html", "methods": "methods.md"}
+    params = {"config": config, "versions": ["numpy"]}
     return run_script("write_report", folder, inputs, output, params)
 
 
 @pytest.mark.parametrize("is_full", [False, True])
-def test_the_rule_writes_report_methods_and_record(tmp_path, is_full):
+def test_the_rule_writes_report_and_methods(tmp_path, is_full):
     run = write_fake_run(tmp_path / "run")
     if is_full:
         write_check(write_optional_stages(run))
@@ -659,7 +656,6 @@ def test_the_rule_writes_report_methods_and_record(tmp_path, is_full):
     assert ("Pairs of seeds compared" in text) == is_full
     assert ("Injected anomalies, means over the draws" in text) == is_full
     assert ("chosen among negative binomial" in written["methods"].read_text()) == is_full
-    assert json.loads(written["run"].read_text())["seed"] == 7
 
 
 def test_a_group_of_one_cell_has_no_standard_error_and_any_name(tmp_path):

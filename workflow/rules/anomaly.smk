@@ -79,6 +79,8 @@ if OTHER_SEEDS:
             logs("detect_anomalies_again", "{fit}"),
         benchmark:
             times("detect_anomalies_again", "{fit}")
+        wildcard_constraints:
+            fit="|".join(map(re.escape, OTHER_SEEDS)),
         params:
             settings=DETECTION,
             folds=[None],

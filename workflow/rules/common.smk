@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import strip_wildcard_constraints
 
 
 def source(path):
@@ -67,6 +68,25 @@ def logs(rule, name=""):
 def times(rule, name=""):
     """Benchmark file (wall time, memory) of a rule."""
     return f"{RUN}/benchmarks/{rule}/{name}.jsonl" if name else f"{RUN}/benchmarks/{rule}.jsonl"
+
+
+def files_of_rules():
+    """All that the rules so far can write under the run's folder, benchmarks too, from there.
+
+    A superset, for no rule is run for every fit. What other settings have left there is not in it.
+    """
+    patterns = [path for rule in workflow.rules for path in (*rule.output, rule.benchmark) if path]
+    files = [
+        file
+        for pattern in patterns
+        for file in expand(
+            strip_wildcard_constraints(str(pattern)),
+            sample=SAMPLES,
+            fit=dict.fromkeys([FIT, *TRAINED]),
+        )
+        if pattern.match(file)
+    ]
+    return [inside for file in files if (inside := file.partition(f"{RUN}/")[2])]
 
 
 def seed_of(fit):

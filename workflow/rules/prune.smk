@@ -91,6 +91,8 @@ rule compute_umap:
         logs("compute_umap", "{fit}"),
     benchmark:
         times("compute_umap", "{fit}")
+    wildcard_constraints:
+        fit=re.escape(FIT),
     conda:
         "../../envs/anomics.yaml"
     resources:

@@ -5,7 +5,8 @@ INPUTS
 OUTPUTS
     results/<run>/figures/<name>.pdf .svg .png .tsv           a figure and its source data
     results/<run>/annotated.h5ad                              all cells with scores, for scanpy
-    results/<run>/report.html, methods.md, run.json
+    results/<run>/report.html, methods.md
+    results/<run>/run.json, ro-crate-metadata.json            what made all this; as an RO-Crate
 """
 
 FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns"]
@@ -36,7 +37,16 @@ SUMMARIES = [
 # Printed in the report: what a number may depend on.
 VERSIONS = (
     "snakemake torch scanpy anndata numpy scipy numba pandas scikit-learn scikit-misc umap-learn"
-)
+).split()
+# What a run is for; all else is made on the way to it.
+RESULTS = [
+    f"{RUN}/report.html",
+    f"{RUN}/methods.md",
+    f"{RUN}/annotated.h5ad",
+    f"{RUN}/anomaly/cells.tsv",
+    f"{RUN}/genes/genes.tsv",
+    f"{RUN}/prune/{FIT}/evidence.tsv",
+]
 
 
 rule plot_qc:
@@ -337,8 +347,6 @@ rule annotate_counts:
 
 rule write_report:
     input:
-        sources=list(SOURCES.values()),
-        gene_list=config["preprocess"]["select_features"]["gene_list"] or [],
         figures=expand(f"{RUN}/figures/{{figure}}.png", figure=FIGURES),
         summaries=SUMMARIES,
         splits=f"{RUN}/preprocess/splits.tsv",
@@ -361,7 +369,6 @@ rule write_report:
     output:
         report=f"{RUN}/report.html",
         methods=f"{RUN}/methods.md",
-        run=f"{RUN}/run.json",
     log:
         logs("write_report"),
     benchmark:
@@ -373,8 +380,37 @@ rule write_report:
         runtime=minutes,
     params:
         config=config,
-        samples=SAMPLES,
-        versions=VERSIONS.split(),
+        versions=VERSIONS,
         code=code("write_report.py", "report/report.html"),
     script:
         "../scripts/write_report.py"
+
+
+# The last rule, for it records what all others wrote and took.
+rule record_run:
+    input:
+        results=RESULTS,
+        imports=expand(f"{RUN}/import/{{sample}}.summary.json", sample=SAMPLES),
+        gene_list=config["preprocess"]["select_features"]["gene_list"] or [],
+        train=f"{RUN}/train/{FIT}/summary.json",
+    output:
+        record=f"{RUN}/run.json",
+        crate=f"{RUN}/ro-crate-metadata.json",
+    log:
+        logs("record_run"),
+    benchmark:
+        times("record_run")
+    conda:
+        "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
+    params:
+        config=config,
+        seeds=SEEDS,
+        samples=SAMPLES,
+        packages=[*VERSIONS, "pyarrow", "safetensors"],
+        files=files_of_rules(),
+        code=code("record_run.py"),
+    script:
+        "../scripts/record_run.py"

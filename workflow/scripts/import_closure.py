@@ -9,7 +9,19 @@ from functools import cache
 # fetch from the server, in every job.
 THIRD_PARTY = {
     *("anndata", "h5py", "jinja2", "jsonschema", "matplotlib", "numba", "numpy", "pandas"),
-    *("pyarrow", "safetensors", "scanpy", "scipy", "skmisc", "sklearn", "torch", "tqdm", "umap"),
+    *(
+        "packaging",
+        "pyarrow",
+        "rocrate",
+        "safetensors",
+        "scanpy",
+        "scipy",
+        "skmisc",
+        "sklearn",
+        "torch",
+        "tqdm",
+        "umap",
+    ),
     *("yaml", "zarr"),
 }
 

@@ -1,4 +1,4 @@
-"""Write what the run found: a page to read, methods for the paper, a record for the rerun."""
+"""Write what the run found: a page to read, methods for the paper."""
 
 import base64
 import json
@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from job import job, read_json, write_atomically, write_json
+from job import job, read_json, write_atomically
+from methods import write_methods
+from provenance import package_versions
 from report_tables import (
     CHANNELS,
     CHECK,
@@ -41,7 +43,6 @@ from report_tables import (
     percent,
     whole,
 )
-from run_record import describe_run, package_versions, write_methods
 
 STAGES = (
     *("import", "preprocess", "library_size", "likelihood", "train", "rate_distortion", "prune"),
@@ -379,12 +380,4 @@ if __name__ == "__main__":
         content |= {"run": config["run"], "settings": flatten(config), "versions": versions}
         _write_text(render(TEMPLATE.read_text(encoding="utf-8"), content), snakemake.output.report)
         _write_text(write_methods(config, summaries), snakemake.output.methods)
-        record = describe_run(
-            config,
-            snakemake.params.samples,
-            versions,
-            files.sources,
-            of_stage(summaries, "train"),
-        )
-        write_json(record, snakemake.output.run)
         log.info("%d of %d query cells flagged", content["n_flagged"], content["n_query"])

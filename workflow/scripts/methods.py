@@ -1,12 +1,6 @@
-"""How the run was made, in words for a methods section and in numbers for a rerun."""
+"""How the run was made, in words for a methods section."""
 
-import os
-import platform
 import re
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
-
-from checksums import checksum
 
 LIBRARY_SIZES = {
     "total": "the total counts of all genes that the samples share, before genes were selected",
@@ -55,48 +49,6 @@ REFERENCES = (
     "expression in tissue subpopulations, doi:10.1038/nmeth.4437",
     "Wolf et al. 2018, SCANPY, doi:10.1186/s13059-017-1382-0",
 )
-
-
-def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """The version of each installed package; ``not installed`` where there is none."""
-    found = {}
-    for name in sorted(names, key=str.lower):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def describe_run(
-    config: dict,
-    samples: dict[str, dict[str, str]],
-    versions: dict[str, str],
-    sources: Iterable[str],
-    train: dict,
-) -> dict:
-    """What a rerun needs to know: versions, config, seeds, checksums of the inputs, hardware.
-
-    ``samples``: the rows of the sample table; ``sources``: their files; ``train``: the summary of
-    the training, which is what threads, device and precision matter for.
-    """
-    gene_list = _setting(config, "preprocess.select_features.gene_list")
-    paths = sorted({*map(str, sources), *filter(None, [gene_list])})
-    return {
-        "python": platform.python_version(),
-        "packages": versions,
-        "config": config,
-        "seed": config.get("seed"),
-        "samples": samples,
-        "inputs": {str(path): checksum(path) for path in paths},
-        "threads": train["threads"],
-        "device": train["device"],
-        "precision": train["precision"],
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "processor": platform.processor(),
-        "cpu_count": os.cpu_count(),
-    }
 
 
 def _setting(config: dict, key: str, default: object = None) -> object:

@@ -1,6 +1,5 @@
-"""The methods say what was done with which sources, the record what a rerun needs."""
+"""The methods say what was done, with which sources."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,13 +9,7 @@ import yaml
 
 from fake_reasons import write_check
 from fake_run import CONFIG, SCHEMA, config_with, write_fake_run, write_optional_stages
-from run_record import (
-    REFERENCES,
-    describe_run,
-    is_cited,
-    package_versions,
-    write_methods,
-)
+from methods import REFERENCES, is_cited, write_methods
 from write_report import read_summaries
 
 
@@ -302,25 +295,3 @@ def test_references_are_in_the_order_of_their_authors():
 )
 def test_a_reference_is_cited_by_its_first_author_and_year(reference, text, expected):
     assert is_cited(reference, text) == expected
-
-
-# ---- the record
-
-
-def test_record_holds_versions_seed_samples_and_checksums(tmp_path):
-    (tmp_path / "in.tsv").write_bytes(b"x")
-    (tmp_path / "genes.txt").write_bytes(b"LYZ")
-    versions = package_versions(["numpy", "no-such-package"])
-    samples = {"NA": {"sample": "NA", "path": "in.tsv", "role": "query"}}
-    listed = str(tmp_path / "genes.txt")
-    train = {"device": "cuda", "threads": 2, "precision": "bfloat16"}
-    config = CONFIG | {"preprocess": {"select_features": {"gene_list": listed}}}
-    without = describe_run(CONFIG, samples, versions, [tmp_path / "in.tsv"], train)
-    record = describe_run(config, samples, versions, [tmp_path / "in.tsv"], train)
-    assert record["packages"]["no-such-package"] == "not installed"
-    assert re.match(r"\d+\.\d+", record["packages"]["numpy"])
-    assert record["seed"] == 7 and record["device"] == "cuda" and record["threads"] == 2
-    assert record["precision"] == "bfloat16"
-    assert record["samples"] == samples
-    assert list(without["inputs"].values()) == [hashlib.sha256(b"x").hexdigest()]
-    assert record["inputs"][listed] == hashlib.sha256(b"LYZ").hexdigest()
