@@ -1,5 +1,5 @@
 # make run    the pipeline; CONFIG=my.yaml for your own data, CORES=8 for more cores
-# make test   all tests
+# make test   all tests; make test-cluster: the pipeline on a Slurm of its own (root, Debian or Ubuntu)
 # Both create what they need in .venv at the first call and install nothing after that.
 
 CORES ?= 2
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Numerical libraries take all cores by default; snakemake hands out the cores here.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run test check
+.PHONY: help run test test-cluster check
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,11 @@ run: $(VENV)/run.done
 
 test: $(VENV)/test.done
 	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest $(ARGS)
+
+# Slurm's plugin lies apart: with Slurm installed and stopped, every snakemake would wait for it.
+test-cluster: $(VENV)/slurm/done
+	@PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH="$(abspath $(VENV)/slurm)" \
+		python -m pytest tests/cluster $(ARGS)
 
 check: $(VENV)/test.done
 	$(BIN)/ruff format --check .
@@ -42,4 +47,9 @@ $(VENV)/run.done: requirements.txt constraints.txt | $(BIN)/python
 
 $(VENV)/test.done: requirements-dev.txt $(VENV)/run.done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/slurm/done: requirements-slurm.txt $(VENV)/test.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(@D) -r requirements-slurm.txt
 	@touch $@
