@@ -1,7 +1,8 @@
 # make run    the pipeline; CONFIG=my.yaml for your own data, CORES=8 for more cores
 # make why    which of its jobs would run now, and why; with the same CONFIG
-# make test   all tests
 # make reproduce RUN=results/my_run    runs it again elsewhere and compares every result
+# make test   all tests
+# make test-cluster    the pipeline on a Slurm of its own (as root, Debian or Ubuntu)
 # All create what they need in .venv at the first call and install nothing after that.
 
 CORES ?= 2
@@ -14,11 +15,11 @@ BIN := $(VENV)/bin
 # Numerical libraries take all cores by default; snakemake hands out the cores here.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run why reproduce test check
+.PHONY: help run why reproduce test test-cluster check
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -6
 
 run: $(VENV)/run.done
 	@PATH="$(abspath $(BIN)):$$PATH" snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
@@ -32,6 +33,11 @@ reproduce: $(VENV)/run.done
 
 test: $(VENV)/test.done
 	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest $(ARGS)
+
+# Slurm's plugin lies apart: with Slurm installed and stopped, every snakemake would wait for it.
+test-cluster: $(VENV)/slurm/done
+	@PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH="$(abspath $(VENV)/slurm)" \
+		python -m pytest tests/cluster $(ARGS)
 
 check: $(VENV)/test.done
 	$(BIN)/ruff format --check .
@@ -54,4 +60,9 @@ $(VENV)/run.done: requirements.txt constraints.txt | $(BIN)/python
 
 $(VENV)/test.done: requirements-dev.txt requirements-remote.txt $(VENV)/run.done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/slurm/done: requirements-slurm.txt $(VENV)/test.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(@D) -r requirements-slurm.txt
 	@touch $@

@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,26 @@ def counts_stay(monkeypatch) -> None:
 def small_blocks(monkeypatch) -> None:
     """Counts are passed through seven cells at a time, in place of some thousands."""
     monkeypatch.setattr(Counts.blocks, "__defaults__", (7,))
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    # Lazily, as a library may still hold a file of a write that failed.
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Take all room that is left on a disk."""
+    with file.open("wb", buffering=0) as taking, pytest.raises(OSError, match="No space left"):
+        while True:
+            taking.write(bytes(4096))

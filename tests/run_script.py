@@ -37,7 +37,7 @@ def run_script(rule: str, folder: Path, input: dict, output: dict, params: dict,
         wildcards=SimpleNamespace(**wildcards),
         log=[str(folder / f"{rule}.log")],
         threads=1,
-        resources={},
+        resources=SimpleNamespace(mem_mb=4000),
         config=CONFIG,
     )
     # Snakemake writes a line before the script that sets this global.

@@ -138,7 +138,7 @@ def scored(cohort, tmp_path_factory):
     )
     params = {
         **{"settings": {"alpha": 0.05, **config["genes"]}, "observations": "samples"},
-        **{"folds": [None], "seed": 1, "device": "cpu"},
+        **{"folds": [None], "seed": 1},
     }
     return run_script("score_genes", folder, given, GENES_TESTED, params)
 

@@ -330,7 +330,7 @@ def inputs_of(paths, fit, group=None, group_fit=None, summary=None) -> dict:
 
 PARAMS = {
     **{"settings": SETTINGS, "observations": "cells", "fold": None},
-    **{"seed": 1, "device": "cpu"},
+    "seed": 1,
 }
 
 

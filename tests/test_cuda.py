@@ -11,7 +11,7 @@ from omics_vae.inference import cell_elbo, embed
 from omics_vae.model import load_model, save_model
 from omics_vae.training import train
 from simulated_counts import CPU, small_model
-from test_training import PLAN, parts
+from small_training import PLAN, parts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
 CUDA = torch.device("cuda")

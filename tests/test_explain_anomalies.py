@@ -418,7 +418,7 @@ def explain(folder, paths, trained, latent, flagged, hits=SPIKED, doublets=(), l
         "genes": str(folder / "hits.parquet"),
         "doublets": [str(folder / "doublets.parquet")],
     }
-    params = {"folds": folds, "seed": 1, "device": "cpu"}
+    params = {"folds": folds, "seed": 1}
     return run_script("explain_anomalies", folder, paths | given, OUTPUTS, params)
 
 

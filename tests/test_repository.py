@@ -184,6 +184,13 @@ def test_every_rule_logs_measures_and_hashes_its_code(rule):
     assert f'"{rule}"' in body.split("log:")[1].split("benchmark:")[0] or rule.startswith("make_")
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_asks_for_memory_and_time_by_the_size_of_its_inputs(rule):
+    """No profile does, so one that did not would get what a cluster gives unasked."""
+    asked = RULES[rule].split("resources:\n")[1].split("params:")[0].split()
+    assert {"mem_mb=memory,", "runtime=minutes,"} <= set(asked)
+
+
 def test_a_rule_used_again_writes_elsewhere_with_the_same_code():
     text = "".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
     used = re.findall(r"^ *use rule (\w+) as (\w+) with:\n((?:(?: .*)?\n)+)", text, re.MULTILINE)

@@ -96,7 +96,8 @@ PLOTS = "plot_qc plot_library_size plot_training plot_pruning plot_latent plot_a
 PLOTS += "plot_patterns plot_check"
 HELD = "detect_anomalies score_genes score_doublets explain_anomalies choose_held_group "
 HELD += "check_injected"
-MODEL = f"train_vae prune_latent embed_cells measure_evidence {HELD}"
+ON_A_GPU = "train_vae prune_latent embed_cells measure_evidence"
+MODEL = f"{ON_A_GPU} {HELD}"
 DETECTION = "detect_anomalies check_injected"
 COUNTS = f"import_counts filter_cells select_features compute_library_size {MODEL} annotate_counts"
 
@@ -127,7 +128,7 @@ SETTINGS = {
     ("run", "again"): ALL,
     ("samples", "same.tsv"): "write_report",
     ("seed", 2): "select_features",
-    ("device", "auto"): MODEL,
+    ("device", "auto"): ON_A_GPU,
     # How much of the counts is held changes no result.
     ("memory", 2): "write_report",
     ("import.feature_type", "Peaks"): "import_counts",
@@ -231,6 +232,7 @@ FILES = {
     f"{SCRIPTS}/train_vae.py": "train_vae prune_latent",
     f"{SCRIPTS}/compute_umap.py": "compute_umap annotate_counts",
     f"{SCRIPTS}/job.py": ALL,
+    f"{SCRIPTS}/damaged_files.py": ALL,
     f"{SCRIPTS}/cell_ranger.py": "import_counts",
     f"{SCRIPTS}/checksums.py": "import_counts write_report",
     f"{SCRIPTS}/count_checks.py": "import_counts",
@@ -274,6 +276,7 @@ FILES = {
     f"{SCRIPTS}/omics_vae/likelihoods.py": MODEL,
     f"{SCRIPTS}/omics_vae/model.py": MODEL,
     f"{SCRIPTS}/omics_vae/priors.py": MODEL,
+    f"{SCRIPTS}/omics_vae/checkpoint.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/collapse.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/initialisation.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/training.py": "train_vae prune_latent",
@@ -284,6 +287,7 @@ FILES = {
     f"{SCRIPTS}/configuration.py": "",
     f"{SCRIPTS}/import_closure.py": "",
     f"{SCRIPTS}/why.py": "",
+    f"{SCRIPTS}/slurm_limits.py": "",
     "workflow/report/qc.rst": "",
     "workflow/rules/train.smk": "",
     "workflow/schemas/config.schema.yaml": "",

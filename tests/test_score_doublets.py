@@ -71,7 +71,7 @@ def score(folder, paths: dict, model: dict, latent, **settings) -> dict:
     given, folds = by_models([(model, latent, None)])
     output = {"cells": "cells.parquet", "summary": "summary.json"}
     settings = {"rate": RATE} | settings
-    params = {"settings": settings, "folds": folds, "seed": 1, "device": "cpu"}
+    params = {"settings": settings, "folds": folds, "seed": 1}
     return run_script("score_doublets", folder, paths | given, output, params)
 
 

@@ -65,7 +65,7 @@ def run(inputs, tmp_path):
         settings = {"alpha": 0.05, "full_table": "query"} | changed
         params = {
             **{"settings": settings, "observations": observations},
-            **{"folds": [None], "seed": 1, "device": "cpu"},
+            **{"folds": [None], "seed": 1},
         }
         return run_script("score_genes", tmp_path, inputs, GENES_TESTED, params)
 
@@ -187,7 +187,7 @@ def test_a_run_that_flags_nobody_still_writes_its_tables(run, inputs, tmp_path):
     verdict.to_parquet(tmp_path / "nobody.parquet")
     params = {
         "settings": {"alpha": 0.05, "full_table": "flagged"},
-        **{"observations": "cells", "folds": [None], "seed": 1, "device": "cpu"},
+        **{"observations": "cells", "folds": [None], "seed": 1},
     }
     given = inputs | {"cells": str(tmp_path / "nobody.parquet")}
     written = run_script("score_genes", tmp_path, given, GENES_TESTED, params)

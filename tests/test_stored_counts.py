@@ -222,16 +222,16 @@ def test_counts_stay_in_the_file_above_the_budget_and_are_read_below(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("memory", "resources", "expected"),
+    ("memory", "mem_mb", "expected"),
     [
-        ("auto", {"mem_mb": 16_000}, 4e9),
-        ("auto", {"mem_mb": 2000, "mem_mib": 1908}, 0.5e9),
-        ("auto", {}, 1e9),
-        (3, {"mem_mb": 16_000}, 3e9),
-        (0.25, {}, 0.25e9),
+        ("auto", 16_000, 4e9),
+        ("auto", 2000, 0.5e9),
+        (3, 16_000, 3e9),
+        (0.25, 16_000, 0.25e9),
     ],
 )
-def test_a_job_holds_what_the_config_says_or_a_quarter_of_its_memory(memory, resources, expected):
+def test_a_job_holds_what_the_config_says_or_a_quarter_of_its_memory(memory, mem_mb, expected):
+    resources = SimpleNamespace(mem_mb=mem_mb)
     given = SimpleNamespace(config={"memory": memory}, resources=resources)
     assert counts_memory(given) == pytest.approx(expected)
 

@@ -2,6 +2,12 @@
 
 import json
 import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,6 +137,80 @@ def test_a_killed_job_run_again_gives_the_same_bytes(trained, paths, tmp_path, m
         assert again[name].read_bytes() == path.read_bytes(), name
 
 
+CHILD = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from model_jobs import train
+train(Path(sys.argv[1]), {paths!r}, **{changed!r})
+"""
+# Seconds of training, and a look now and then; no checkpoint but one that is asked for.
+LONG = {"max_steps": 3000, "validation_interval": 250, "patience": 1000, "checkpoint_seconds": 1e6}
+
+
+def told_to_end(folder: Path, paths: dict, number: int) -> tuple[int, str, float]:
+    """A process of train_vae that gets a signal in mid-training: its code, stderr, last seconds."""
+    path = [str(ROOT / "tests"), str(ROOT / "workflow" / "scripts")]
+    program = CHILD.format(path=path, paths=paths, changed=LONG)
+    command = [sys.executable, "-c", program, str(folder)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log, before = folder / "train_vae.log", time.monotonic()
+    while not (log.exists() and "train_vae: step " in log.read_text()):
+        assert process.poll() is None and time.monotonic() < before + 120
+        time.sleep(0.02)
+    asked = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors, time.monotonic() - asked
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_told_to_end_in_mid_training_loses_no_step(paths, tmp_path, number):
+    folder = tmp_path / "ended"
+    code, errors, seconds = told_to_end(folder, paths, number)
+    assert (code, errors) == (143, "")
+    assert seconds < 10
+    *_, last = (folder / "train_vae.log").read_text().splitlines()
+    told = re.search(
+        r" ERROR rule train_vae: ended by a signal \(cancelled, preempted or out of time\); "
+        r"a checkpoint of step (\d+) is written; the same command goes on from there$",
+        last,
+    )
+    step = int(told[1])
+    assert 250 <= step < 3000
+    left = {file.name for file in folder.iterdir()}
+    assert left == {"train_vae.log", "checkpoint.safetensors"}
+    again = train(folder, paths, **LONG)
+    first = (folder / "train_vae.log").read_text().splitlines()[0]
+    assert first.endswith(f" INFO train_vae: goes on from the checkpoint of step {step}")
+    assert not (folder / "checkpoint.safetensors").exists()
+    undisturbed = train(tmp_path / "whole", paths, **LONG)
+    for name, path in undisturbed.items():
+        assert again[name].read_bytes() == path.read_bytes(), name
+
+
+def test_a_checkpoint_of_other_settings_is_told_of_in_the_log(paths, tmp_path, monkeypatch):
+    real = training._evaluate
+
+    def told_to_end_at_a_look(model, validation, plan, progress, *rest):
+        real(model, validation, plan, progress, *rest)
+        if progress.step == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "_evaluate", told_to_end_at_a_look)
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path, paths)
+    assert stopped.value.code == 143
+    monkeypatch.undo()
+    again = train(tmp_path, paths, beta=2.0)
+    log = (tmp_path / "train_vae.log").read_text()
+    assert (
+        "INFO train_vae: the checkpoint of step 30 was written with another beta; training starts "
+        "afresh\n"
+    ) in log
+    assert summary_of(again)["beta"] == 2.0
+
+
 def last_line(folder) -> str:
     lines = (folder / "train_vae.log").read_text().splitlines()
     assert not any("Traceback" in line for line in lines)
@@ -197,7 +277,8 @@ def test_bfloat16_is_used_where_the_processor_has_it_or_where_asked_for(
     asked, has, taken, monkeypatch
 ):
     monkeypatch.setattr(train_vae, "has_bfloat16", lambda: has)
-    assert training_plan(SETTINGS | {"precision": asked}, seed=5).precision == taken
+    plan = training_plan(SETTINGS | {"precision": asked}, seed=5)
+    assert (plan.precision, plan.precision_is_auto) == (taken, asked == "auto")
 
 
 def test_the_architecture_is_the_config(paths):

@@ -1,9 +1,11 @@
 """Training: its schedule, its stop, what it keeps, and that a killed run loses nothing."""
 
+import re
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import anndata as ad
@@ -14,90 +16,23 @@ import torch
 
 from omics_vae import training
 from omics_vae.adam import Adam
+from omics_vae.checkpoint import remove_checkpoint
 from omics_vae.collapse import active_units, mutual_information
 from omics_vae.counts import Counts
 from omics_vae.data import CountData, ShuffledBatches, choose_device
 from omics_vae.inference import CellElbo, cell_elbo, embed
-from omics_vae.training import TrainingPlan, remove_checkpoint, train
-from simulated_counts import CPU, Simulated, simulate, small_model
+from omics_vae.training import InterruptionError, train
+from simulated_counts import CPU, small_model
+from small_training import PLAN, KilledError, kill_at, parts, run, same, simulated
 
-PLAN = TrainingPlan(
-    max_steps=60,
-    batch_size=32,
-    learning_rate=5e-3,
-    weight_decay=10.0,
-    beta=1.0,
-    kl_warmup="linear",
-    kl_warmup_steps=20,
-    kl_cycles=4,
-    free_bits=0.0,
-    validation_interval=8,
-    patience=50,
-    min_improvement=0.0,
-    checkpoint_seconds=0.0,
-    seed=3,
-)
 # For the run that is killed from outside: long enough to be caught alive.
 LONG = replace(PLAN, max_steps=160, validation_interval=10)
-
-
-def simulated() -> Simulated:
-    return simulate(260, 30, n_latent=2, seed=5, loading=1.0)
-
-
-def parts() -> tuple[CountData, CountData]:
-    """Training and held-out cells."""
-    everything = simulated()
-    return everything.data(slice(0, 200)), everything.data(slice(200, 260))
-
-
-def run(
-    checkpoint: Path,
-    plan=PLAN,
-    report=lambda progress: None,
-    model=None,
-    given: tuple[CountData, CountData] | None = None,
-    **architecture,
-):
-    """A training from the fixed start; the model and what it saw.
-
-    ``given``: training and held-out cells, if not :func:`parts`.
-    """
-    torch.set_num_threads(1)
-    fitted, held_out = given or parts()
-    model = model or small_model(fitted, **architecture)
-    return model, train(model, fitted, held_out, plan, CPU, checkpoint, report)
-
-
-def same(one, other) -> bool:
-    """Bit-identical weights and history."""
-    (model, progress), (other_model, other_progress) = one, other
-    state, other_state = model.state_dict(), other_model.state_dict()
-    return progress == other_progress and all(
-        torch.equal(state[name], other_state[name]) for name in state
-    )
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The run that nobody disturbs."""
     return run(tmp_path_factory.mktemp("whole") / "checkpoint")
-
-
-class KilledError(Exception):
-    """Stands for the signal that ends a process."""
-
-
-def kill_at(evaluation: int):
-    """A report callback that dies at the given evaluation of its process."""
-    seen = []
-
-    def report(progress):
-        seen.append(progress.step)
-        if len(seen) == evaluation:
-            raise KilledError
-
-    return report
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "cyclical"])
@@ -514,74 +449,6 @@ def test_a_process_killed_between_two_looks_loses_nothing(tmp_path):
     assert same(resumed, run(tmp_path / "fresh", LONG))
 
 
-def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(whole, tmp_path, monkeypatch):
-    checkpoint = tmp_path / "checkpoint"
-    real, calls = training.save_file, []
-
-    def dies_half_way(tensors, path, metadata):
-        calls.append(path)
-        if len(calls) == 3:
-            Path(path).write_bytes(b"half a file")
-            raise KilledError
-        real(tensors, path, metadata)
-
-    monkeypatch.setattr(training, "save_file", dies_half_way)
-    with pytest.raises(KilledError):
-        run(checkpoint)
-    monkeypatch.undo()
-    assert calls[0] != checkpoint
-    assert Path(calls[0]).read_bytes() == b"half a file"
-    seen = []
-    assert same(whole, run(checkpoint, report=lambda progress: seen.append(progress.step)))
-    assert seen[0] == 24, "resumed from the second look"
-    Path(calls[0]).write_bytes(b"half a file")
-    remove_checkpoint(checkpoint)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "no metadata"])
-def test_a_checkpoint_that_cannot_be_read_is_a_fresh_start(whole, tmp_path, damage):
-    checkpoint = tmp_path / "checkpoint"
-    with pytest.raises(KilledError):
-        run(checkpoint, report=kill_at(4))
-    content = checkpoint.read_bytes()
-    if damage == "no metadata":
-        training.save_file({"a": torch.zeros(1)}, checkpoint)
-    else:
-        spoilt = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello world"}
-        checkpoint.write_bytes(spoilt[damage])
-    seen = []
-    assert same(whole, run(checkpoint, report=lambda progress: seen.append(progress.step)))
-    assert seen[0] == 8
-
-
-@pytest.mark.parametrize("change", [{"seed": 4}, {"kl_warmup": "cosine"}])
-def test_the_checkpoint_of_another_plan_is_ignored(tmp_path, change):
-    checkpoint, plan = tmp_path / "checkpoint", replace(PLAN, **change)
-    with pytest.raises(KilledError):
-        run(checkpoint, report=kill_at(5))
-    assert same(run(checkpoint, plan), run(tmp_path / "fresh", plan))
-
-
-def test_all_of_a_plan_that_changes_a_result_is_in_the_fingerprint():
-    fitted, held_out = parts()
-    named = {"kl_warmup": "cosine", "precision": "bfloat16"}
-    keys = {
-        training.fingerprint(
-            small_model(fitted),
-            fitted,
-            held_out,
-            replace(PLAN, **{name: named[name] if name in named else value + 1}),
-        )
-        for name, value in asdict(PLAN).items()
-        if name != "checkpoint_seconds"
-    }
-    keys.add(training.fingerprint(small_model(fitted), fitted, held_out, PLAN))
-    assert len(keys) == len(asdict(PLAN))
-    rare = replace(PLAN, checkpoint_seconds=1e6)
-    assert training.fingerprint(small_model(fitted), fitted, held_out, rare) in keys
-
-
 def test_how_often_a_checkpoint_is_written_changes_nothing(whole, tmp_path):
     checkpoint, rare = tmp_path / "checkpoint", replace(PLAN, checkpoint_seconds=1e6)
     assert same(whole, run(checkpoint, rare))
@@ -591,6 +458,77 @@ def test_how_often_a_checkpoint_is_written_changes_nothing(whole, tmp_path):
     seen = []
     assert same(whole, run(checkpoint, rare, lambda progress: seen.append(progress.step)))
     assert seen[0] == 40
+
+
+# ---- asked to stop
+
+# Never by the clock: the only checkpoint is the one that is asked for.
+RARE = replace(PLAN, checkpoint_seconds=1e6)
+
+
+def stopping_after(n_steps: int) -> dict:
+    """What tells ``train`` to stop once it has made so many steps."""
+    steps = iter(range(1, n_steps + 1))
+    return {"is_to_stop": lambda: next(steps) == n_steps}
+
+
+def stopped_at(n_steps: int, checkpoint: Path, plan, **architecture) -> None:
+    """Train so many steps more and have it stop there, with a checkpoint."""
+    with pytest.raises(InterruptionError) as stopped:
+        run(checkpoint, plan, told=stopping_after(n_steps), **architecture)
+    assert re.fullmatch(r"a checkpoint of step \d+ is written", str(stopped.value))
+
+
+@pytest.mark.parametrize("step", [1, 5, 8, 13, 20, 31, 47, 59, 60])
+def test_a_run_asked_to_stop_at_any_step_ends_as_if_it_never_was(whole, tmp_path, step):
+    """At a look, just before and after one, in the warm-up, at the last step."""
+    checkpoint = tmp_path / "checkpoint"
+    stopped_at(step, checkpoint, RARE)
+    seen, said = [], []
+    told = {"say": said.append}
+    resumed = run(checkpoint, RARE, lambda progress: seen.append(progress.step), told=told)
+    assert same(whole, resumed)
+    assert seen == [at for at in (8, 16, 24, 32, 40, 48, 56, 60) if at > step]
+    assert said == [f"goes on from the checkpoint of step {step}"]
+
+
+def test_a_run_asked_to_stop_again_and_again_ends_as_if_it_never_was(whole, tmp_path):
+    for _ in range(8):
+        stopped_at(7, tmp_path / "checkpoint", RARE)
+    assert same(whole, run(tmp_path / "checkpoint", RARE))
+
+
+def test_a_run_stopped_between_two_falls_of_the_rate_ends_as_if_it_never_was(tmp_path):
+    plan = replace(RARE, max_steps=160, patience=1, min_improvement=5.0, learning_rate_drops=3)
+    undisturbed = run(tmp_path / "whole", plan)
+    assert undisturbed[1].drops == 3
+    looks = undisturbed[1].history
+    fell = [a["step"] for a, b in pairwise(looks) if b["learning_rate"] < a["learning_rate"]]
+    assert len(fell) == 3
+    for step in (fell[0] - 1, fell[0], fell[0] + 1, fell[1], fell[1] + 5, fell[2] + 3):
+        stopped_at(step, tmp_path / f"{step}", plan)
+        assert same(undisturbed, run(tmp_path / f"{step}", plan)), step
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [{"normalization": "batch"}, {"prior": "vamp", "prior_components": 2}, {"n_layers": 2}],
+    ids=str,
+)
+def test_an_architecture_stopped_between_two_looks_resumes_to_the_same_bytes(
+    tmp_path, architecture
+):
+    undisturbed = run(tmp_path / "whole", RARE, **architecture)
+    stopped_at(29, tmp_path / "checkpoint", RARE, **architecture)
+    assert same(undisturbed, run(tmp_path / "checkpoint", RARE, **architecture))
+
+
+def test_a_fine_tuning_stopped_before_its_first_look_keeps_the_start_to_beat(tmp_path):
+    ruinous = replace(RARE, learning_rate=0.5, max_steps=20, kl_warmup="constant")
+    undisturbed = run(tmp_path / "whole", ruinous)
+    assert undisturbed[1].best_step == 0
+    stopped_at(3, tmp_path / "checkpoint", ruinous)
+    assert same(undisturbed, run(tmp_path / "checkpoint", ruinous))
 
 
 # ---- counts in memory or in their file
@@ -629,7 +567,7 @@ def test_counts_in_a_file_train_the_same_bytes(tmp_path, small_buffers, architec
     assert same(of_memory, of_file)
 
 
-def test_where_the_counts_lie_is_not_in_the_fingerprint(tmp_path, small_buffers):
+def test_a_training_goes_on_wherever_the_counts_lie(tmp_path, small_buffers):
     """A run that is killed may go on with another budget of memory."""
     stored, checkpoint = parts_in_file(tmp_path), tmp_path / "checkpoint"
     undisturbed = run(tmp_path / "whole")
@@ -652,34 +590,6 @@ def test_fine_tuning_never_ends_below_where_it_began(tmp_path, warmup):
     progress = train(model, fitted, held_out, ruinous, CPU, tmp_path / "c")
     assert progress.best_step == 0
     assert cell_elbo(model, held_out, CPU).mean == start
-
-
-def test_the_checkpoint_of_other_cells_or_another_model_is_ignored(tmp_path):
-    checkpoint, (fitted, held_out) = tmp_path / "checkpoint", parts()
-    keys = {training.fingerprint(small_model(fitted), fitted, held_out, PLAN)}
-    more = fitted.counts[:].copy()
-    more.data[0] += 1
-    resized = fitted.log_offset.copy()
-    resized[0] += 0.1
-    told = np.ones((200, 1), dtype=np.float32)
-    batch = np.ones(200, dtype=np.int64)
-    for change in (
-        {"counts": more},
-        {"log_offset": resized},
-        {"covariates": told},
-        {"batch": batch},
-    ):
-        cells = replace(fitted, **change)
-        keys.add(training.fingerprint(small_model(fitted), cells, held_out, PLAN))
-        keys.add(training.fingerprint(small_model(fitted), fitted, cells, PLAN))
-    keys.add(training.fingerprint(small_model(fitted, dropout=0.2), fitted, held_out, PLAN))
-    keys.add(training.fingerprint(small_model(held_out), fitted, held_out, PLAN))
-    keys.add(training.fingerprint(small_model(fitted), fitted, held_out, PLAN, "other code"))
-    assert len(keys) == 12
-    with pytest.raises(KilledError):
-        run(checkpoint, report=kill_at(5))
-    model, fresh = small_model(held_out), small_model(held_out)
-    assert same(run(checkpoint, model=model), run(tmp_path / "fresh", model=fresh))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):

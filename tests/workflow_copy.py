@@ -100,6 +100,7 @@ class WorkflowCopy:
     def __init__(self, folder: Path):
         self.folder = folder
         self.results = folder / "results" / RUN
+        self.extra: dict[str, str] = {}  # environment variables besides
 
     @classmethod
     def make(cls, folder: Path, **sections) -> "WorkflowCopy":
@@ -137,7 +138,7 @@ class WorkflowCopy:
     @property
     def environment(self) -> dict[str, str]:
         """No GPU, so that ``device: cuda`` is an error everywhere."""
-        return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **self.extra}
 
     def start(self, *arguments: str) -> subprocess.Popen:
         """Begin ``snakemake <arguments>``, with all it prints in one pipe."""
@@ -155,6 +156,27 @@ class WorkflowCopy:
         process = self.start(*arguments)
         output, _ = process.communicate(timeout=900)
         return process.returncode, output
+
+
+# These name times, and so no two are the same.
+RECORDS = {"run.json", "ro-crate-metadata.json"}
+
+
+def results_of(run: WorkflowCopy) -> dict[str, bytes]:
+    """All files of a run, hidden ones too, but for logs and times."""
+    files = {path.relative_to(run.results).as_posix(): path for path in run.results.rglob("*")}
+    return {
+        name: path.read_bytes()
+        for name, path in files.items()
+        if path.is_file() and not name.startswith(("logs/", "benchmarks/"))
+    }
+
+
+def differing(run: WorkflowCopy, undisturbed: WorkflowCopy) -> list[str]:
+    """Results of the same names but other bytes, records aside."""
+    one, other = results_of(run), results_of(undisturbed)
+    assert set(one) == set(other)
+    return [name for name in other if one[name] != other[name] and name not in RECORDS]
 
 
 def kill_with_children(process: subprocess.Popen) -> None:

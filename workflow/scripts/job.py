@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from damaged_files import first_damaged
+
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -109,6 +111,9 @@ def job(snakemake) -> Iterator[logging.Logger]:
         if _is_full(error):
             where = getattr(error, "filename", None) or snakemake.output[0]
             _stop(log, f"{where}: the disk is full; free some space and run the same command again")
+        of_run = [path for path in snakemake.input if str(path).startswith("results/")]
+        if damage := first_damaged(of_run):
+            _stop(log, damage)
         log.exception("stopped by an unexpected error")
         raise
     finally:
