@@ -129,6 +129,15 @@ def test_every_setting_is_called_by_its_name_in_the_config(twin):
     assert named == {name for name, value in leaves(CHANGED).items() if value != before.get(name)}
 
 
+def test_another_seed_is_the_cause_and_not_the_files_that_it_takes_the_place_of(twin):
+    twin.write_config(seed=2)
+    assert set(causes(twin)) == {
+        "the setting seed was changed from 1 to 2",
+        "not made yet",
+        "an earlier stage runs again",
+    }
+
+
 def test_a_new_sample_is_not_made_yet(twin):
     small_counts(40, seed=3).write_h5ad(twin.folder / "data" / "third.h5ad")
     twin.write_samples(*SAMPLES, "third data/third.h5ad query")
