@@ -39,6 +39,7 @@ def run_script(rule: str, folder: Path, input: dict, output: dict, params: dict,
         threads=1,
         resources=SimpleNamespace(mem_mb=4000),
         config=CONFIG,
+        scriptdir=str(SCRIPTS),
     )
     # Snakemake writes a line before the script that sets this global.
     runpy.run_path(str(SCRIPTS / f"{rule}.py"), {"snakemake": given}, run_name="__main__")

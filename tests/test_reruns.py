@@ -234,7 +234,7 @@ FILES = {
     f"{SCRIPTS}/job.py": ALL,
     f"{SCRIPTS}/damaged_files.py": ALL,
     f"{SCRIPTS}/cell_ranger.py": "import_counts",
-    f"{SCRIPTS}/checksums.py": "import_counts write_report",
+    f"{SCRIPTS}/checksums.py": "import_counts record_run",
     f"{SCRIPTS}/count_checks.py": "import_counts",
     f"{SCRIPTS}/count_formats.py": "import_counts",
     f"{SCRIPTS}/dense_formats.py": "import_counts",
