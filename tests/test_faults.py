@@ -101,10 +101,9 @@ def training_of(run: psutil.Process) -> psutil.Process | None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_training_that_is_killed_is_tried_again_from_its_checkpoint(tmp_path, finished, number):
     copy = finished.twin(tmp_path / "here")
-    weights = copy.results / "train" / "seed1" / "model.safetensors"
-    weights.unlink()
-    checkpoint, patience = weights.with_name("checkpoint.safetensors"), time.monotonic() + 120
-    run = copy.start("--retries", "1")
+    checkpoint = copy.results / "train" / "seed1" / "checkpoint.safetensors"
+    patience = time.monotonic() + 120
+    run = copy.start("--retries", "1", "--forcerun", "train_vae")
     while not checkpoint.exists() and time.monotonic() < patience:
         time.sleep(0.01)
     training_of(psutil.Process(run.pid)).send_signal(number)
@@ -117,10 +116,9 @@ def test_a_training_that_is_killed_is_tried_again_from_its_checkpoint(tmp_path, 
 
 def test_a_second_run_in_the_folder_is_refused_and_harms_nothing(tmp_path, finished):
     copy = finished.twin(tmp_path / "here")
-    weights = copy.results / "train" / "seed1" / "model.safetensors"
-    weights.unlink()
-    checkpoint, patience = weights.with_name("checkpoint.safetensors"), time.monotonic() + 120
-    first = copy.start()
+    checkpoint = copy.results / "train" / "seed1" / "checkpoint.safetensors"
+    patience = time.monotonic() + 120
+    first = copy.start("--forcerun", "train_vae")
     try:
         while not checkpoint.exists() and time.monotonic() < patience:
             time.sleep(0.01)
