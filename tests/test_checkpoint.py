@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_plan_is_said_to_be_by_the_names_of_what_differs
     plan = replace(PLAN, **change)
     result, seen, said = rerun(killed, plan)
     assert said == [
-        f"the checkpoint of step 32 was written with another {names}; training starts afresh"
+        f"the checkpoint of step 32 does not fit (other {names}); training starts afresh"
     ]
     assert seen[0] == 8
     assert same(result, run(tmp_path / "fresh", plan))
@@ -102,7 +102,7 @@ def test_so_is_one_of_another_model_code_or_of_other_cells(tmp_path, path):
         kill(path)
         _, seen, said = rerun(path, **given)
         assert said == [
-            f"the checkpoint of step 32 was written with another {names}; training starts afresh"
+            f"the checkpoint of step 32 does not fit (other {names}); training starts afresh"
         ]
         assert seen[0] == 8
     result, *_ = rerun(tmp_path / "fresh", model=small_model(held_out))
@@ -230,8 +230,7 @@ def test_weights_that_differ_in_their_last_digits_are_the_same_start(whole, kill
 def test_weights_that_differ_by_a_thousandth_are_another_start(tmp_path, killed):
     result, seen, said = rerun(killed, model=scaled(1e-3))
     assert said == [
-        "the checkpoint of step 32 was written with another starting weights; "
-        "training starts afresh"
+        "the checkpoint of step 32 does not fit (other starting weights); training starts afresh"
     ]
     assert seen == LOOKS
     assert same(result, run(tmp_path / "fresh", model=scaled(1e-3)))
@@ -286,7 +285,7 @@ def test_a_precision_set_by_hand_is_kept_to(path, before, now):
     kill(path, replace(PLAN, **before))
     result, seen, said = rerun(path, replace(PLAN, **now))
     assert said == [
-        "the checkpoint of step 32 was written with another precision; training starts afresh"
+        "the checkpoint of step 32 does not fit (other precision); training starts afresh"
     ]
     assert seen == LOOKS
     assert same(result, run(path.with_name("fresh"), replace(PLAN, **now)))

@@ -97,7 +97,7 @@ VAE = [
 ]
 # What every script imports.
 JOB = {"job.py", "damaged_files.py"}
-COUNTS = JOB | {"stored_counts.py", "omics_vae/__init__.py", "omics_vae/counts.py"}
+COUNTS = JOB | {"stored_counts.py", "new_hdf5.py", "omics_vae/__init__.py", "omics_vae/counts.py"}
 MODEL = COUNTS | {"model_inputs.py", "design.py", *(f"omics_vae/{name}.py" for name in VAE)}
 STEPS = ["checkpoint", "collapse", "initialisation", "pruning", "training"]
 TRAINING = MODEL | {f"omics_vae/{name}.py" for name in STEPS}

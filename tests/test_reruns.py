@@ -243,6 +243,7 @@ FILES = {
     f"{SCRIPTS}/splits.py": "select_features",
     f"{SCRIPTS}/cohort.py": "select_features",
     f"{SCRIPTS}/stored_counts.py": COUNTS,
+    f"{SCRIPTS}/new_hdf5.py": COUNTS,
     f"{SCRIPTS}/model_inputs.py": MODEL,
     f"{SCRIPTS}/design.py": MODEL,
     f"{SCRIPTS}/held_cells.py": HELD,

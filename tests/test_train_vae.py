@@ -205,7 +205,7 @@ def test_a_checkpoint_of_other_settings_is_told_of_in_the_log(paths, tmp_path, m
     again = train(tmp_path, paths, beta=2.0)
     log = (tmp_path / "train_vae.log").read_text()
     assert (
-        "INFO train_vae: the checkpoint of step 30 was written with another beta; training starts "
+        "INFO train_vae: the checkpoint of step 30 does not fit (other beta); training starts "
         "afresh\n"
     ) in log
     assert summary_of(again)["beta"] == 2.0

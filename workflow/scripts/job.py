@@ -59,6 +59,9 @@ def _handled(handler: Callable) -> Iterator[None]:
 
 
 def _terminate(number: int, frame) -> None:
+    # Another signal would cut short the clearing away after this one.
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise Terminated("nothing half-written is left")
 
 
@@ -68,6 +71,8 @@ def termination_postponed() -> Iterator[Callable[[], bool]]:
     asked = threading.Event()
     with _handled(lambda number, frame: asked.set()):
         yield asked.is_set
+    if asked.is_set():  # after it was last asked
+        _terminate(signal.SIGTERM, None)
 
 
 @contextmanager
@@ -86,12 +91,22 @@ def job(snakemake) -> Iterator[logging.Logger]:
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
-        with _handled(_terminate):
+        with _handled(_terminate), _explained(snakemake, log):
             yield log
-        # In KiB on Linux, in bytes on macOS.
-        unit = 1e6 if sys.platform == "darwin" else 1e3 / 1.024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        log.info("done; peak memory %.0f MB", peak)
+            # In KiB on Linux, in bytes on macOS.
+            unit = 1e6 if sys.platform == "darwin" else 1e3 / 1.024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+            log.info("done; peak memory %.0f MB", peak)
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _explained(snakemake, log: logging.Logger) -> Iterator[None]:
+    """What goes wrong within, in one line where a user or an administrator can mend it."""
+    try:
+        yield
     except InputError as error:
         _stop(log, str(error))
     except Terminated as kept:
@@ -116,9 +131,6 @@ def job(snakemake) -> Iterator[logging.Logger]:
             _stop(log, damage)
         log.exception("stopped by an unexpected error")
         raise
-    finally:
-        log.removeHandler(handler)
-        handler.close()
 
 
 def _is_full(error: Exception) -> bool:

@@ -12,6 +12,7 @@ from anndata.io import read_elem, write_elem
 from scipy import sparse
 
 from job import write_atomically
+from new_hdf5 import NewFile, new_hdf5
 from omics_vae.counts import Counts
 
 # Entries of a chunk in the file, 256 kB: a block of a few hundred cells lies in one or two.
@@ -98,21 +99,23 @@ def write_h5ad(
     how = GZIP if compressed else {}
 
     def write(partial: Path) -> None:
-        with h5py.File(partial, "w") as file:
+        with new_hdf5(partial) as file:
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             tables_of = {name: _with_categories(tables[name]) for name in ("obs", "var")}
             for name, table in ({part: {} for part in PARTS} | tables | tables_of).items():
                 # Scalars, as uns may hold, cannot be compressed.
                 write_elem(file, name, table, dataset_kwargs={} if name == "uns" else how)
             for name, blocks in matrices.items():
-                _write_rows(file.create_group(name), blocks, len(tables["var"]), how)
+                _write_rows(file, name, blocks, len(tables["var"]), how)
 
     write_atomically(path, write)
 
 
-def _write_rows(group: h5py.Group, blocks, n_genes: int, how: dict) -> None:
+def _write_rows(file: NewFile, name: str, blocks, n_genes: int, how: dict) -> None:
+    group = file.create_group(name)
     parts, indptr, start = {}, [np.zeros(1, dtype=np.int64)], 0
     for block in blocks:
+        file.check()
         block.sort_indices()  # a choice of genes may have put them in another order
         for name in ("data", "indices"):
             values = getattr(block, name)
@@ -153,7 +156,8 @@ def in_order(
                 part = block[bucket_of[rows] == k]
                 for values, path in zip((part.data, part.indices), _files(folder, k), strict=True):
                     with path.open("ab") as file:
-                        values.astype(np.int32).tofile(file)
+                        # tofile would not say that the disk is full.
+                        file.write(values.astype(np.int32))
         for k, rows in enumerate(buckets):
             ascending = np.sort(rows)
             indptr = np.concatenate([[0], np.cumsum(length[ascending])])

@@ -65,8 +65,8 @@ class Checkpoint:
                 other = self._differing(content["made_by"])
                 if other:
                     self.say(
-                        f"the checkpoint of step {progress['step']} was written with another "
-                        f"{', '.join(other)}; training starts afresh"
+                        f"the checkpoint of step {progress['step']} does not fit (other "
+                        f"{', '.join(other)}); training starts afresh"
                     )
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

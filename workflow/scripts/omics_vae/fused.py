@@ -234,8 +234,6 @@ class FusedStep:
         first.data = first.data.T.contiguous().T
         self.first = first.data.T.numpy()  # (genes, and covariates if it sees them; hidden)
         self.heads = _SideBySide([model.posterior_mean, model.posterior_log_variance])
-        self.log_common_depth = float(model.log_common_depth)
-        self.log_headroom = float(model.log_headroom)
         self.scratch = (np.empty(0, np.int64), np.empty(0, np.int32))
 
     def noise(self, n: int, seed: int, step: int) -> Noise:
@@ -282,7 +280,7 @@ class FusedStep:
         found = _Likelihood(
             model,
             decoded,
-            (data.log_offset[cells] + self.log_headroom).astype(np.float32),
+            (data.log_offset[cells] + float(self.model.log_headroom)).astype(np.float32),
             data.batch[cells],
             (indptr, indices, counts),
             self.buffers,
@@ -313,7 +311,7 @@ class FusedStep:
     def _rows(self, data: CountData, cells: np.ndarray) -> tuple[np.ndarray, ...]:
         """CSR rows of the cells: indptr, indices, counts, and the encoder's view of them."""
         matrix, rows = data.counts.matrix, data.counts.rows
-        to_common_depth = np.exp(self.log_common_depth - data.log_offset[cells])
+        to_common_depth = np.exp(float(self.model.log_common_depth) - data.log_offset[cells])
         cells = cells if rows is None else rows[cells]
         n = int((matrix.indptr[cells + 1] - matrix.indptr[cells]).sum())
         if n > len(self.scratch[1]) or len(cells) >= len(self.scratch[0]):
