@@ -171,7 +171,9 @@ def test_the_record_names_each_job_with_its_time_and_memory(everything):
     folder = everything.results / "benchmarks"
     files = {path.relative_to(folder).with_suffix("") for path in folder.rglob("*.jsonl")}
     names = {Path(*filter(None, (job["rule"], job["name"]))) for job in record["jobs"]}
-    assert names == files - {Path("record_run")}
+    # The record is not over as it is written. With likelihood: auto the fit seed1 is a candidate
+    # that was chosen; its training was a job of the run that was here before.
+    assert names == files - {Path("record_run"), Path("train_vae/seed1")}
     assert all(job["seconds"] > 0 for job in record["jobs"])
     trained = [job["peak_mb"] for job in record["jobs"] if job["rule"] == "train_vae"]
     assert len(trained) == 7 and min(trained) > 50
