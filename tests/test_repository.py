@@ -46,10 +46,11 @@ def pip_pins(name: str) -> dict[str, str]:
 
 
 def test_conda_and_pip_install_the_same_versions():
-    content = yaml.safe_load((ROOT / "envs" / "anomics.yaml").read_text())
-    pins = [re.split(r"(>?=)", entry, maxsplit=1) for entry in content["dependencies"]]
+    *entries, by_pip = yaml.safe_load((ROOT / "envs" / "anomics.yaml").read_text())["dependencies"]
+    pins = [re.split(r"(>?=)", entry, maxsplit=1) for entry in entries if entry != "pip"]
     conda = {name: version for name, sign, version in pins if name != "python" and sign == "="}
     assert len(conda) == len(pins) - 1, "every package but python has a pin"
+    conda |= dict(entry.split("==") for entry in by_pip["pip"])
     pip = pip_pins("requirements.txt")
     expected = {CONDA_NAMES.get(k, k): v for k, v in pip.items() if k not in OUTSIDE_CONDA}
     assert conda == expected
