@@ -31,8 +31,9 @@ reproduce: $(VENV)/run.done
 	@PATH="$(abspath $(BIN)):$$PATH" python workflow/scripts/reproduce.py $(RUN) \
 		$(if $(OUT),--out $(OUT)) --cores $(CORES) $(ARGS)
 
+# A file of tests stays on one core, since its tests share what they stand on.
 test: $(VENV)/test.done
-	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest $(ARGS)
+	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest -n $(CORES) --dist loadfile $(ARGS)
 
 # Slurm's plugin lies apart: with Slurm installed and stopped, every snakemake would wait for it.
 test-cluster: $(VENV)/slurm/done

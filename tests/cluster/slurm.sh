@@ -4,7 +4,7 @@
 # As root on Debian or Ubuntu, where the packages slurm-wlm and munge are installed if they are not
 # there. State, keys, sockets and logs lie in FOLDER; the configuration must be in /etc/slurm, since
 # job steps are started without SLURM_CONF, and one that is there already is left alone.
-# Two CPUs, 4 GB to hand out, and one GPU that is none.
+# Two CPUs, 4 GB to hand out, and one GPU that is none. Exit code 77: there can be no cluster here.
 set -euo pipefail
 
 command=$1 folder=$(realpath -m "$2")
@@ -26,6 +26,11 @@ stop() {
         [ -s "$folder/$daemon.pid" ] && kill "$(cat "$folder/$daemon.pid")" 2>/dev/null || true
     done
     grep -qsF "$mark" "$etc/slurm.conf" && rm "$etc"/{slurm,gres,cgroup}.conf || true
+}
+
+cannot() {
+    echo "slurm.sh: $1"
+    exit 77
 }
 
 install_packages() {
@@ -93,10 +98,10 @@ CONF
 }
 
 start() {
-    [ "$(id -u)" = 0 ] || { echo "slurm.sh: needs root"; exit 1; }
-    install_packages
+    [ "$(id -u)" = 0 ] || cannot "starting the daemons needs root"
+    install_packages || cannot "slurm-wlm and munge cannot be installed (Debian or Ubuntu)"
     stop
-    [ ! -e "$etc/slurm.conf" ] || { echo "slurm.sh: $etc/slurm.conf is another cluster's"; exit 1; }
+    [ ! -e "$etc/slurm.conf" ] || cannot "$etc/slurm.conf is another cluster's"
     configure
     munged --force --key-file "$folder/munge.key" --socket "$folder/munge.socket" \
         --pid-file "$folder/munged.pid" --log-file "$folder/log/munged.log" \
