@@ -407,7 +407,6 @@ rule record_run:
         runtime=minutes,
     params:
         config=config,
-        seeds=SEEDS,
         samples=SAMPLES,
         packages=[*VERSIONS, "pyarrow", "safetensors"],
         files=files_of_rules(),

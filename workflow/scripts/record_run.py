@@ -41,6 +41,11 @@ def describe_run(run: Path, files: Iterable[str], inputs: dict[str, str], train:
     }
 
 
+def seeds_of(config: dict) -> list[int]:
+    """The seed of the reported fit, and those of the fits that it is compared with."""
+    return [config["seed"] + i for i in range(config["stability"]["n_seeds"])]
+
+
 def make_crate(record: dict, run: Path, workflow: dict) -> dict:
     """The record as RO-Crate metadata (JSON-LD) of the folder ``run``, Process Run profile.
 
@@ -125,7 +130,7 @@ if __name__ == "__main__":
             "packages": package_versions(with_all_needed(params.packages)),
             "hardware": hardware(),
             "config": params.config,
-            "seeds": params.seeds,
+            "seeds": seeds_of(params.config),
             "samples": params.samples,
         } | describe_run(path.parent, params.files, inputs, read_json(files.train))
         write_json(record, path)

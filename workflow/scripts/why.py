@@ -125,6 +125,8 @@ def setting_cause(keys: tuple, before, after) -> str:
 def parameter_causes(before: list, after: dict, sample: str | None, config: dict) -> Iterator[str]:
     """Each changed parameter of a job in words; ``before`` holds the old values, without names."""
     for name, old, new in paired(before, after):
+        if name == "files":
+            continue  # of the record: they follow from settings and samples, which are told
         if name == "code":
             yield from (file_cause(*change) for change in differences(old, new))
         elif name == "row":
