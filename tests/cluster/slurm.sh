@@ -7,6 +7,8 @@
 # Two CPUs, 4 GB to hand out, and one GPU that is none. Exit code 77: there can be no cluster here.
 set -euo pipefail
 
+# Daemons are where not every user looks.
+PATH=$PATH:/usr/sbin:/sbin
 command=$1 folder=$(realpath -m "$2")
 cpus=${SLURM_CPUS:-2} memory=${SLURM_MEM:-4000}
 daemons=(slurmd slurmctld munged)
@@ -34,7 +36,7 @@ cannot() {
 }
 
 install_packages() {
-    command -v slurmctld slurmd munged sbatch >/dev/null && return
+    type slurmctld slurmd munged sbatch >/dev/null 2>&1 && return
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get install -qq --no-install-recommends slurm-wlm slurm-wlm-basic-plugins munge >/dev/null
