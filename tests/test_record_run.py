@@ -51,6 +51,7 @@ def test_the_record_holds_what_made_the_run(written, tmp_path):
     assert (record["device"], record["threads"], record["precision"]) == ("cuda", 2, "bfloat16")
     assert set(record["packages"]) == {"numpy"}
     assert {"python", "git", "hardware"} < set(record)
+    assert record["matrix_kernels"] and all(len(k.split()) == 2 for k in record["matrix_kernels"])
     assert record["inputs"] == {
         "counts file.h5ad": "of the import",
         str(tmp_path / "genes.txt"): hashlib.sha256(b"LYZ").hexdigest(),

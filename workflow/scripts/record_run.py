@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy  # noqa: F401  so that its matrix kernels are there to be named
 import yaml
 from rocrate.model import ContextEntity
 from rocrate.model.computerlanguage import get_lang
 from rocrate.rocrate import ROCrate
+from threadpoolctl import threadpool_info
 
 from checksums import checksum
 from job import job, read_json, write_json
@@ -44,6 +46,18 @@ def describe_run(run: Path, files: Iterable[str], inputs: dict[str, str], train:
 def seeds_of(config: dict) -> list[int]:
     """The seed of the reported fit, and those of the fits that it is compared with."""
     return [config["seed"] + i for i in range(config["stability"]["n_seeds"])]
+
+
+def matrix_kernels() -> list[str]:
+    """What BLAS takes on this processor: other kernels give other last digits."""
+    libraries = threadpool_info()
+    return sorted(
+        {
+            f"{lib['internal_api']} {lib['architecture']}"
+            for lib in libraries
+            if "architecture" in lib
+        }
+    )
 
 
 def make_crate(record: dict, run: Path, workflow: dict) -> dict:
@@ -129,6 +143,7 @@ if __name__ == "__main__":
             "python": platform.python_version(),
             "packages": package_versions(with_all_needed(params.packages)),
             "hardware": hardware(),
+            "matrix_kernels": matrix_kernels(),
             "config": params.config,
             "seeds": seeds_of(params.config),
             "samples": params.samples,

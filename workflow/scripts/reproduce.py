@@ -185,7 +185,7 @@ def reproduce(run: Path, out: Path | None, options: list[str]) -> int:
         print(f"warning: {line}", file=sys.stderr)
     lay_out(record, made_in, folder)
     again = run_again(record, folder, options)
-    for name in ("device", "precision", "threads"):
+    for name in ("device", "precision", "threads", "matrix_kernels"):
         if again[name] != record[name]:
             print(f"warning: {name}: was {record[name]}, is {again[name]}", file=sys.stderr)
     verdicts = compare(record["inputs"], again["inputs"]) + compare(
