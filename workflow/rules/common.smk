@@ -154,6 +154,8 @@ def minutes(wildcards, input, attempt):
 
 def check_requests():
     """Stop before the first job where one asks for more than its Slurm partition has."""
+    if not partitions():
+        return
     jobs = [(job.rule.name, dict(job.resources)) for job in workflow.dag.needrun_jobs()]
     faults = slurm_limits.too_large(
         [(rule, asked | {"threads": asked["_cores"]}) for rule, asked in jobs], partitions()
