@@ -49,7 +49,7 @@ def read_patterns(run) -> list[pd.DataFrame]:
 
 
 def draw_all(run) -> dict:
-    """Each figure as (figure, table), from the files of a run."""
+    """Each figure as (figure, table, alt), from the files of a run."""
     qc = pd.concat([pd.read_parquet(p) for p in sorted(run.glob("preprocess/*.qc.parquet"))])
     summaries = sorted(run.glob("preprocess/donor*.summary.json"))
     limits = {p.name.removesuffix(".summary.json"): plot_qc.read_limits(p) for p in summaries}
@@ -89,7 +89,7 @@ def draw_all(run) -> dict:
 
 
 def outputs(folder, name):
-    kinds = {"pdf": "pdf", "svg": "svg", "png": "png", "table": "tsv"}
+    kinds = {"pdf": "pdf", "svg": "svg", "png": "png", "table": "tsv", "alt": "txt"}
     return SimpleNamespace(**{k: folder / f"{name}.{end}" for k, end in kinds.items()})
 
 
@@ -101,8 +101,8 @@ def drawn(run):
 @pytest.fixture(scope="session")
 def figures(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
-    for name, (figure, table) in drawn.items():
-        save_figure(figure, table, outputs(folder, name))
+    for name, parts in drawn.items():
+        save_figure(*parts, outputs(folder, name))
     return folder
 
 
@@ -133,7 +133,7 @@ def test_same_bytes_when_made_again(run, figures, tmp_path):
         save_figure(*drawn, outputs(tmp_path, name))
     for path in sorted(figures.iterdir()):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
-    assert len(list(figures.iterdir())) == 4 * len(NAMES)
+    assert len(list(figures.iterdir())) == 5 * len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,7 +152,7 @@ def test_library_sizes_of_a_sample_of_both_roles_are_drawn_by_the_role_of_each_c
     sizes = pd.DataFrame({"cell_id": list("abcd"), "sample": ["NA", "NA", "NA", "two"]})
     sizes["library_size"] = [900.0, 1000, 1100, 1200]
     sizes["role"] = ["reference", "query", "query", "query"]
-    figure, table = plot_library_size.draw(sizes)
+    figure, table, _ = plot_library_size.draw(sizes)
     labels = {text.get_text() for text in figure.axes[1].get_legend().get_texts()}
     assert labels == {"reference (n = 1)", "query (n = 3)"}
     assert table["role"].tolist() == sizes["role"].tolist()
@@ -171,7 +171,7 @@ def test_leaves_no_setting_behind(run):
 def test_draws_extremes(tmp_path, n_samples, n_cells, share_odd):
     run = write_check(write_fake_run(tmp_path, n_samples, n_cells, share_odd))
     drawn = draw_all(run)
-    for figure, table in drawn.values():
+    for figure, table, _ in drawn.values():
         figure.draw_without_rendering()
         assert "panel" not in table or table["panel"].notna().all()
 
@@ -221,7 +221,7 @@ def test_limits_that_are_off_are_not_drawn(run):
 
 def test_input_without_mitochondrial_genes_says_so(run):
     qc = pd.read_parquet(run / "preprocess/donor1.qc.parquet").assign(pct_mito=np.nan, kept=True)
-    figure, _ = plot_qc.draw(qc, {})
+    figure, _, _ = plot_qc.draw(qc, {})
     figure.draw_without_rendering()
     assert "no such genes" in " ".join(text.get_text() for text in figure.axes[2].texts)
 
@@ -234,7 +234,7 @@ def panel_titled(figure, title):
 
 
 def test_training_shows_how_much_of_the_latent_space_is_used(run, drawn):
-    figure, table = drawn["training"]
+    figure, table, _ = drawn["training"]
     history = pd.read_parquet(run / "train/seed1/history.parquet")
     information, units = [
         line for ax in figure.axes for line in ax.get_lines() if line.get_label() in USE
@@ -255,12 +255,12 @@ def test_a_collapsed_training_is_drawn(run):
     history = pd.read_parquet(train / "history.parquet")
     history["active_units"], history["mutual_information"] = 0, 0.0
     kl = pd.read_parquet(train / "kl.parquet").assign(kl=0.0)
-    figure, _ = plot_training.draw(history, kl, read_json(train / "summary.json"))
+    figure, _, _ = plot_training.draw(history, kl, read_json(train / "summary.json"))
     figure.draw_without_rendering()
 
 
 def test_pruning_shows_two_standard_errors(run, drawn):
-    figure, _ = drawn["pruning"]
+    figure, _, _ = drawn["pruning"]
     evidence = pd.read_parquet(run / "prune/seed1/evidence.parquet").sort_values("kl")[::-1]
     for title, name in (("KL to the prior", "kl"), ("Held-out ablation", "ablation")):
         containers = panel_titled(figure, title).containers
@@ -271,7 +271,7 @@ def test_pruning_shows_two_standard_errors(run, drawn):
 
 
 def test_the_curve_joins_the_envelope_and_marks_the_chosen_beta(run, drawn):
-    figure, table = drawn["rate_distortion"]
+    figure, table, _ = drawn["rate_distortion"]
     curve = pd.read_csv(run / "rate_distortion/curve.tsv", sep="\t")
     ax = panel_titled(figure, "Rate and distortion (n = 77 validation cells)")
     line, *marks = ax.get_lines()
@@ -297,7 +297,7 @@ def test_any_grid_of_betas_is_drawn(betas):
     curve = pd.DataFrame({"beta": betas, "rate": 5.0, "distortion": 100.0, "elbo": -105.0})
     curve = curve.assign(gain=0.0, gain_se=1.0)
     curve = curve.assign(on_envelope=curve["beta"] == 1, chosen=curve["beta"] == 1)
-    figure, _ = plot_rate_distortion.draw(curve, {"n_validation": 1234})
+    figure, _, _ = plot_rate_distortion.draw(curve, {"n_validation": 1234})
     figure.draw_without_rendering()
 
 
@@ -310,7 +310,7 @@ def check_of(kinds, tmp_path):
 
 
 def test_check_shows_each_method_kind_by_kind(run, drawn):
-    figure, table = drawn["check"]
+    figure, table, _ = drawn["check"]
     check = pd.read_csv(run / "check/check.tsv", sep="\t")
     axes = [panel_titled(figure, title) for title in ("3 draws", "rate of 0.1", "nominal rate")]
     for ax, measure in zip(axes, ("auroc", "power", "fdp"), strict=True):
@@ -329,7 +329,7 @@ def test_check_shows_each_method_kind_by_kind(run, drawn):
 
 
 def test_check_marks_chance_the_nominal_rate_and_the_spread_over_draws(run, drawn):
-    figure, _ = drawn["check"]
+    figure, _, _ = drawn["check"]
     auroc, fdp = panel_titled(figure, "3 draws"), panel_titled(figure, "nominal rate")
     upright = {
         ax: [line.get_xdata()[0] for line in ax.get_lines() if len(set(line.get_xdata())) == 1]

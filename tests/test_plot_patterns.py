@@ -65,7 +65,7 @@ def test_many_patterns_still_fit():
 
 def test_source_data_hold_what_is_drawn():
     patterns, markers, residuals, sizes, cells = tables()
-    _, data = draw(patterns, markers, residuals, sizes, cells)
+    _, data, _ = draw(patterns, markers, residuals, sizes, cells)
     a = data[data["panel"] == "a"].set_index(["pattern", "gene"])["mean_residual"]
     assert a["P1", "P1up0"] == 5.0
     assert a["P2", "P1up0"] == 0.0
@@ -96,7 +96,7 @@ def test_the_heatmap_has_the_patterns_as_rows():
     ],
 )
 def test_every_run_has_a_figure_of_two_columns(shape, tmp_path):
-    kinds = {"pdf": "pdf", "svg": "svg", "png": "png", "table": "tsv"}
+    kinds = {"pdf": "pdf", "svg": "svg", "png": "png", "table": "tsv", "alt": "txt"}
     paths = {kind: tmp_path / f"patterns.{end}" for kind, end in kinds.items()}
     save_figure(*draw(*tables(**shape)), SimpleNamespace(**paths))
     box = re.search(rb"/MediaBox \[([^\]]*)\]", paths["pdf"].read_bytes())[1].split()

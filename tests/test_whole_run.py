@@ -47,7 +47,7 @@ BY_STAGE = {
     "summary.json",
     "check": "group.parquet group.json check.parquet check.tsv summary.json",
     "figures": " ".join(
-        f"{name}.{end}" for name in FIGURES for end in ("pdf", "svg", "png", "tsv")
+        f"{name}.{end}" for name in FIGURES for end in ("pdf", "svg", "png", "tsv", "txt")
     ),
     ".": "report.html methods.md annotated.h5ad run.json ro-crate-metadata.json",
 }
@@ -61,7 +61,7 @@ MORE = {
     "rate_distortion": "curve.tsv summary.json",
     "stability": "pairs.tsv cells.tsv summary.json",
     "stability/seed2": DETECTED,
-    "figures": " ".join(f"rate_distortion.{end}" for end in ("pdf", "svg", "png", "tsv")),
+    "figures": " ".join(f"rate_distortion.{end}" for end in ("pdf", "svg", "png", "tsv", "txt")),
 }
 
 

@@ -70,6 +70,18 @@ def times(rule, name=""):
     return f"{RUN}/benchmarks/{rule}/{name}.jsonl" if name else f"{RUN}/benchmarks/{rule}.jsonl"
 
 
+def figure_files(name, category, title):
+    """The files of a figure; the PNG goes into Snakemake's report, under category and title."""
+    shown = report(
+        f"{RUN}/figures/{name}.png",
+        caption=f"../report/{name}.rst",
+        category=category,
+        labels={"figure": title},
+    )
+    others = {"pdf": "pdf", "svg": "svg", "table": "tsv", "alt": "txt"}
+    return {kind: f"{RUN}/figures/{name}.{end}" for kind, end in others.items()} | {"png": shown}
+
+
 def files_of_rules():
     """All that the rules so far can write under the run's folder, benchmarks too, from there.
 

@@ -54,15 +54,7 @@ rule plot_qc:
         qc=expand(f"{RUN}/preprocess/{{sample}}.qc.parquet", sample=SAMPLES),
         summaries=expand(f"{RUN}/preprocess/{{sample}}.summary.json", sample=SAMPLES),
     output:
-        pdf=f"{RUN}/figures/qc.pdf",
-        svg=f"{RUN}/figures/qc.svg",
-        png=report(
-            f"{RUN}/figures/qc.png",
-            caption="../report/qc.rst",
-            category="Quality control",
-            labels={"figure": "Cells kept and dropped"},
-        ),
-        table=f"{RUN}/figures/qc.tsv",
+        **figure_files("qc", "Quality control", "Cells kept and dropped"),
     log:
         logs("plot_qc"),
     benchmark:
@@ -82,15 +74,7 @@ rule plot_library_size:
     input:
         library_size=f"{RUN}/library_size/library_size.parquet",
     output:
-        pdf=f"{RUN}/figures/library_size.pdf",
-        svg=f"{RUN}/figures/library_size.svg",
-        png=report(
-            f"{RUN}/figures/library_size.png",
-            caption="../report/library_size.rst",
-            category="Library size",
-            labels={"figure": "Library sizes"},
-        ),
-        table=f"{RUN}/figures/library_size.tsv",
+        **figure_files("library_size", "Library size", "Library sizes"),
     log:
         logs("plot_library_size"),
     benchmark:
@@ -112,15 +96,7 @@ rule plot_training:
         kl=f"{RUN}/train/{FIT}/kl.parquet",
         summary=f"{RUN}/train/{FIT}/summary.json",
     output:
-        pdf=f"{RUN}/figures/training.pdf",
-        svg=f"{RUN}/figures/training.svg",
-        png=report(
-            f"{RUN}/figures/training.png",
-            caption="../report/training.rst",
-            category="Model",
-            labels={"figure": "Training"},
-        ),
-        table=f"{RUN}/figures/training.tsv",
+        **figure_files("training", "Model", "Training"),
     log:
         logs("plot_training"),
     benchmark:
@@ -142,15 +118,7 @@ rule plot_pruning:
         elbo=f"{RUN}/prune/{FIT}/elbo.tsv",
         summary=f"{RUN}/prune/{FIT}/summary.json",
     output:
-        pdf=f"{RUN}/figures/pruning.pdf",
-        svg=f"{RUN}/figures/pruning.svg",
-        png=report(
-            f"{RUN}/figures/pruning.png",
-            caption="../report/pruning.rst",
-            category="Model",
-            labels={"figure": "Pruning of latent dimensions"},
-        ),
-        table=f"{RUN}/figures/pruning.tsv",
+        **figure_files("pruning", "Model", "Pruning of latent dimensions"),
     log:
         logs("plot_pruning"),
     benchmark:
@@ -172,15 +140,7 @@ rule plot_latent:
         cells=f"{RUN}/anomaly/cells.parquet",
         counts=f"{RUN}/preprocess/counts.h5ad",
     output:
-        pdf=f"{RUN}/figures/latent.pdf",
-        svg=f"{RUN}/figures/latent.svg",
-        png=report(
-            f"{RUN}/figures/latent.png",
-            caption="../report/latent.rst",
-            category="Model",
-            labels={"figure": "Map of the latent space"},
-        ),
-        table=f"{RUN}/figures/latent.tsv",
+        **figure_files("latent", "Model", "Map of the latent space"),
     log:
         logs("plot_latent"),
     benchmark:
@@ -201,15 +161,7 @@ rule plot_anomalies:
         cells=f"{RUN}/anomaly/cells.parquet",
         summary=f"{RUN}/anomaly/summary.json",
     output:
-        pdf=f"{RUN}/figures/anomalies.pdf",
-        svg=f"{RUN}/figures/anomalies.svg",
-        png=report(
-            f"{RUN}/figures/anomalies.png",
-            caption="../report/anomalies.rst",
-            category="Anomalies",
-            labels={"figure": "Scores, p-values, anomalies a sample"},
-        ),
-        table=f"{RUN}/figures/anomalies.tsv",
+        **figure_files("anomalies", "Anomalies", "Scores, p-values, anomalies a sample"),
     log:
         logs("plot_anomalies"),
     benchmark:
@@ -233,15 +185,7 @@ rule plot_patterns:
         residuals=f"{RUN}/patterns/residuals.parquet",
         cells=f"{RUN}/patterns/cells.parquet",
     output:
-        pdf=f"{RUN}/figures/patterns.pdf",
-        svg=f"{RUN}/figures/patterns.svg",
-        png=report(
-            f"{RUN}/figures/patterns.png",
-            caption="../report/patterns.rst",
-            category="Anomalies",
-            labels={"figure": "Patterns of flagged cells"},
-        ),
-        table=f"{RUN}/figures/patterns.tsv",
+        **figure_files("patterns", "Anomalies", "Patterns of flagged cells"),
     log:
         logs("plot_patterns"),
     benchmark:
@@ -264,15 +208,7 @@ if IS_CHECKED:
             table=f"{RUN}/check/check.tsv",
             summary=f"{RUN}/check/summary.json",
         output:
-            pdf=f"{RUN}/figures/check.pdf",
-            svg=f"{RUN}/figures/check.svg",
-            png=report(
-                f"{RUN}/figures/check.png",
-                caption="../report/check.rst",
-                category="Anomalies",
-                labels={"figure": "What would be found"},
-            ),
-            table=f"{RUN}/figures/check.tsv",
+            **figure_files("check", "Anomalies", "What would be found"),
         log:
             logs("plot_check"),
         benchmark:
@@ -295,15 +231,7 @@ if BETAS:
             curve=f"{RUN}/rate_distortion/curve.tsv",
             summary=f"{RUN}/rate_distortion/summary.json",
         output:
-            pdf=f"{RUN}/figures/rate_distortion.pdf",
-            svg=f"{RUN}/figures/rate_distortion.svg",
-            png=report(
-                f"{RUN}/figures/rate_distortion.png",
-                caption="../report/rate_distortion.rst",
-                category="Model",
-                labels={"figure": "Rate and distortion"},
-            ),
-            table=f"{RUN}/figures/rate_distortion.tsv",
+            **figure_files("rate_distortion", "Model", "Rate and distortion"),
         log:
             logs("plot_rate_distortion"),
         benchmark:

@@ -230,11 +230,15 @@ def panels_table(panels: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 @style()
-def save_figure(figure: Figure, table: pd.DataFrame, outputs) -> None:
-    """Write ``outputs.pdf``, ``.svg``, ``.png`` (300 dpi) and the source data ``outputs.table``."""
+def save_figure(figure: Figure, table: pd.DataFrame, alt: str, outputs) -> None:
+    """Write ``outputs.pdf``, ``.svg``, ``.png`` (300 dpi), the source data ``.table``, ``.alt``.
+
+    ``alt``: what the figure shows, in a few sentences with its numbers, for who cannot see it.
+    """
     for kind in ("pdf", "svg", "png"):
         write_atomically(
             getattr(outputs, kind),
             lambda path, kind=kind: figure.savefig(path, format=kind, metadata=NO_DATES[kind]),
         )
     write_tsv(table, outputs.table)
+    write_atomically(outputs.alt, lambda path: path.write_text(alt + "\n", encoding="utf-8"))

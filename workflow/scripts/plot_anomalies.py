@@ -131,7 +131,7 @@ def _draw_samples(ax: Axes, table: pd.DataFrame) -> None:
 
 
 @style()
-def draw(cells: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(cells: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame, str]:
     """``cells``: anomaly/cells.parquet (calibration and query cells); ``summary``: its stage's."""
     query = cells[cells["split"] == "query"]
     samples = per_sample(query)
@@ -158,7 +158,8 @@ def draw(cells: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
     tables["d"] = samples
     _draw_depth(axes["depth"], cells)
     letter_panels(axes[name] for name in ("histogram", "quantiles", "depth", "samples"))
-    return figure, panels_table(tables)
+    alt = f"{int(query['is_anomaly'].sum()):,} of {len(query):,} query cells are flagged."
+    return figure, panels_table(tables), alt
 
 
 if __name__ == "__main__":

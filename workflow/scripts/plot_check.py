@@ -41,7 +41,7 @@ def _draw_measure(ax: Axes, table: pd.DataFrame, rows: pd.DataFrame, measure: st
 
 
 @style()
-def draw(table: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(table: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame, str]:
     """``table``: a row a kind, strength and method, as check_injected writes it."""
     rows = table[["kind", "strength"]].drop_duplicates().reset_index(drop=True)
     height = HEAD + ROW_HEIGHT * len(rows)
@@ -63,7 +63,8 @@ def draw(table: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
     handles, labels = axes["fdp"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS))
     letter_panels(axes.values())
-    return figure, panels_table({"check": table})
+    alt = f"{len(rows)} kinds and strengths of injected anomalies."
+    return figure, panels_table({"check": table}), alt
 
 
 if __name__ == "__main__":

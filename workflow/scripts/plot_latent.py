@@ -98,7 +98,7 @@ def _draw_p_values(figure: Figure, ax: Axes, cells: pd.DataFrame) -> None:
 
 
 @style()
-def draw(cells: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def draw(cells: pd.DataFrame) -> tuple[Figure, pd.DataFrame, str]:
     """``cells``: cell_id, umap_1, umap_2, sample, role, split, p_value, is_anomaly, cell_type?"""
     has_types = "cell_type" in cells and 1 <= cells["cell_type"].nunique() <= MAX_CELL_TYPES
     mosaic = [["sample", "split"], ["p_value", "cell_type" if has_types else "."]]
@@ -123,7 +123,8 @@ def draw(cells: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         ax.set_aspect("equal", adjustable="datalim")
     letter_panels(axes.values())
     columns = ["cell_id", "umap_1", "umap_2", "sample", "role", "split", "p_value", "is_anomaly"]
-    return figure, cells[columns + (["cell_type"] if has_types else [])]
+    alt = f"UMAP of {len(cells):,} cells by sample, use, p-value and cell type."
+    return figure, cells[columns + (["cell_type"] if has_types else [])], alt
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def _draw_pooled(ax: Axes, table: pd.DataFrame) -> None:
 
 
 @style()
-def draw(library_size: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def draw(library_size: pd.DataFrame) -> tuple[Figure, pd.DataFrame, str]:
     """One row a sample (points, quartiles, 5 to 95 %) beside the pooled histogram of each role."""
     table = library_size[["cell_id", "sample", "library_size", "role"]].copy()
     roles = role_of_samples(table)
@@ -68,7 +68,8 @@ def draw(library_size: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     list_rows(ax, samples, [f"n = {len(row):,}" for row in rows])
     _draw_pooled(axes["pooled"], table)
     letter_panels(axes.values())
-    return figure, table
+    alt = f"Library sizes of {len(table):,} cells in {len(samples):,} samples."
+    return figure, table, alt
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def _draw_causes(ax: Axes, cells: pd.DataFrame, rows: list[str]) -> pd.DataFrame
 def draw(
     patterns: pd.DataFrame, markers: pd.DataFrame, residuals: pd.DataFrame,
     sizes: pd.DataFrame, cells: pd.DataFrame,
-) -> tuple[Figure, pd.DataFrame]:  # fmt: skip
+) -> tuple[Figure, pd.DataFrame, str]:  # fmt: skip
     """The tables of the folder patterns/; ``residuals``: residuals.parquet."""
     shown = patterns.head(MOST_PATTERNS)
     names = list(shown["pattern"])
@@ -143,7 +143,8 @@ def draw(
         for name in ("sizes", "causes"):
             say(axes[name], "no flagged cells")
     letter_panels(axes[name] for name in ("genes", "sizes", "causes"))
-    return figure, panels_table(tables)
+    alt = f"{len(patterns)} patterns among {len(cells):,} flagged cells."
+    return figure, panels_table(tables), alt
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def _draw_elbo(ax: Axes, elbo: pd.DataFrame) -> None:
 @style()
 def draw(
     evidence: pd.DataFrame, elbo: pd.DataFrame, thresholds: dict[str, float]
-) -> tuple[Figure, pd.DataFrame]:
+) -> tuple[Figure, pd.DataFrame, str]:
     """``thresholds``: for ``kl`` and ``ablation`` the value a dimension must pass, where known."""
     figure, axes = new_figure([["kl", "ablation", "elbo"]], 56, width_ratios=[1.2, 1.2, 0.9])
     evidence = evidence.sort_values(["kl", "dimension"], ascending=[False, True])
@@ -73,7 +73,8 @@ def draw(
         _draw_evidence(axes[column], evidence, column, thresholds.get(column))
     _draw_elbo(axes["elbo"], elbo)
     letter_panels(axes.values())
-    return figure, panels_table({"evidence": evidence, "elbo": elbo})
+    alt = f"{int(evidence['kept'].sum())} of {len(evidence)} latent dimensions are kept."
+    return figure, panels_table({"evidence": evidence, "elbo": elbo}), alt
 
 
 def read_thresholds(summary: dict) -> dict[str, float]:

@@ -70,7 +70,7 @@ def _draw_quantity(ax: Axes, qc: pd.DataFrame, samples: list[str], quantity: str
 
 
 @style()
-def draw(qc: pd.DataFrame, limits: dict[str, dict[str, float]]) -> tuple[Figure, pd.DataFrame]:
+def draw(qc: pd.DataFrame, limits: dict[str, dict[str, float]]) -> tuple[Figure, pd.DataFrame, str]:
     """A row a sample, a panel a quantity; bars across a row are the limits that cut it."""
     samples = list(dict.fromkeys(qc["sample"].astype(str)))
     qc = qc.assign(sample=qc["sample"].astype(str))
@@ -101,7 +101,10 @@ def draw(qc: pd.DataFrame, limits: dict[str, dict[str, float]]) -> tuple[Figure,
         for name, value in named.items()
     ]
     cells = qc[["sample", "cell", *QUANTITIES, "kept", "reasons"]]
-    return figure, panels_table({"cells": cells, "limits": pd.DataFrame(limit_rows)})
+    alt = (
+        f"Quality control of {len(qc):,} cells in {len(samples):,} samples; {n_dropped:,} dropped."
+    )
+    return figure, panels_table({"cells": cells, "limits": pd.DataFrame(limit_rows)}), alt
 
 
 if __name__ == "__main__":

@@ -63,13 +63,14 @@ def _draw_elbo(ax: Axes, curve: pd.DataFrame) -> None:
 
 
 @style()
-def draw(curve: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(curve: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame, str]:
     """``curve``: a row a beta, as trace_rate_distortion writes it."""
     figure, axes = new_figure([["curve", "elbo"]], 60, width_ratios=[1.2, 1.0])
     _draw_curve(axes["curve"], curve, summary["n_validation"])
     _draw_elbo(axes["elbo"], curve)
     letter_panels(axes.values())
-    return figure, panels_table({"curve": curve})
+    alt = f"Rate and distortion of {len(curve)} models."
+    return figure, panels_table({"curve": curve}), alt
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ def _draw_use(ax: Axes, history: pd.DataFrame) -> None:
 
 
 @style()
-def draw(history: pd.DataFrame, kl: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(
+    history: pd.DataFrame, kl: pd.DataFrame, summary: dict
+) -> tuple[Figure, pd.DataFrame, str]:
     """ELBO of training and validation cells, weight of the KL term, KL a dimension, use of z."""
     panels = [["elbo", "beta", "kl", "use"]]
     figure, axes = new_figure(panels, 56, width_ratios=[1.3, 0.75, 1.05, 1.0])
@@ -116,7 +118,8 @@ def draw(history: pd.DataFrame, kl: pd.DataFrame, summary: dict) -> tuple[Figure
         panel.set_xlim(0, max(float(step.max()), 1.0) * 1.02)
         panel.locator_params(axis="x", nbins=5)
     letter_panels(axes.values())
-    return figure, panels_table({"history": history, "kl": kl})
+    alt = f"Training history of {len(history):,} looks at the ELBO."
+    return figure, panels_table({"history": history, "kl": kl}), alt
 
 
 if __name__ == "__main__":
