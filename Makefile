@@ -3,6 +3,8 @@
 # make reproduce RUN=results/my_run    runs it again elsewhere and compares every result
 # make test   all tests
 # make test-cluster    the pipeline on a Slurm of its own (as root, Debian or Ubuntu)
+# make docs   the pages of docs/ that are made from the settings and the rules
+# make gallery    docs/gallery.md, from the embedded example
 # All create what they need in .venv at the first call and install nothing after that.
 
 CORES ?= 2
@@ -15,11 +17,11 @@ BIN := $(VENV)/bin
 # Numerical libraries take all cores by default; snakemake hands out the cores here.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run why reproduce test test-cluster check
+.PHONY: help run why reproduce test test-cluster docs gallery check
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -8
 
 run: $(VENV)/run.done
 	@PATH="$(abspath $(BIN)):$$PATH" snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
@@ -39,6 +41,13 @@ test: $(VENV)/test.done
 test-cluster: $(VENV)/slurm/done
 	@PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH="$(abspath $(VENV)/slurm)" \
 		python -m pytest tests/cluster $(ARGS)
+
+docs: $(VENV)/test.done
+	@PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=tests:workflow/scripts sh -c \
+		'python docs/generate/config_page.py && python docs/generate/rules_page.py'
+
+gallery: run
+	@$(BIN)/python docs/generate/gallery.py results/example
 
 check: $(VENV)/test.done
 	$(BIN)/ruff format --check .
