@@ -1,4 +1,4 @@
-# anomics with all it needs; it reads and writes the folder mounted at /data (README.md).
+# anomics with all it needs; it reads and writes the folder mounted at /data (docs/running.md).
 FROM python:3.12-slim
 
 # Where pip gets torch. Empty: its usual place, whose build for Linux brings CUDA along and runs on

@@ -15,6 +15,7 @@ from rocrate.rocrate import ROCrate
 from workflow_copy import (
     EVERYTHING,
     RECORDS,
+    ROOT,
     TAG,
     WorkflowCopy,
     differing,
@@ -193,6 +194,41 @@ def test_no_result_names_the_folder_it_was_made_in(finished):
 
 def test_every_option_on_leaves_exactly_these_files_more(everything):
     assert set(results_of(everything)) == RESULTS | paths_in(MORE)
+
+
+def dictionary() -> dict[str, set[str]]:
+    """The columns of each table that docs/tables.md explains; those of bulk runs are left out."""
+    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8").replace("\\<", "<")
+    found = {}
+    for part in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
+        title, _, rest = part.partition("\n")
+        rows = re.findall(r"^\| (`.+?) \|(?! bulk:)", rest.split("\n## ")[0], re.MULTILINE)
+        columns = {name for row in rows for name in re.findall(r"`(.+?)`", row)}
+        found |= dict.fromkeys(title.split(", "), columns)
+    return found
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a name is one of a pattern as <sample>.qc.parquet."""
+    return re.fullmatch(re.sub(r"<\w+>", "[^/]+", re.escape(pattern)), name) is not None
+
+
+def test_every_table_and_each_of_its_columns_is_explained(everything):
+    tables = [*everything.results.rglob("*.tsv"), *everything.results.rglob("*.parquet")]
+    explained, seen = dictionary(), set()
+    for path in tables:
+        name = path.relative_to(everything.results).as_posix()
+        # The source data of a figure bear its panels; another seed's tables are as in anomaly/.
+        if name.startswith(("figures/", "stability/seed")):
+            continue
+        (pattern,) = [known for known in explained if fits(known, name)]
+        seen.add(pattern)
+        is_text = path.suffix == ".tsv"
+        table = pd.read_csv(path, sep="\t", nrows=1) if is_text else pd.read_parquet(path)
+        columns = explained[pattern]
+        assert [c for c in table if not any(fits(known, c) for known in columns)] == [], name
+        assert [known for known in columns if not any(fits(known, c) for c in table)] == [], name
+    assert set(explained) == seen
 
 
 def test_what_comes_before_the_model_stays_as_it_was(finished, everything):
