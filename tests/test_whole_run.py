@@ -202,7 +202,7 @@ def dictionary() -> dict[str, set[str]]:
     found = {}
     for part in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
         title, _, rest = part.partition("\n")
-        rows = re.findall(r"^\| (`.+?) \|(?! bulk:)", rest.split("\n## ")[0], re.MULTILINE)
+        rows = re.findall(r"^\| (`[^|]+) \|(?! bulk:)", rest.split("\n## ")[0], re.MULTILINE)
         columns = {name for row in rows for name in re.findall(r"`(.+?)`", row)}
         found |= dict.fromkeys(title.split(", "), columns)
     return found
