@@ -33,8 +33,11 @@ onstart:
 
 
 onsuccess:
-    print(closing_words(RUN, SUMMARIES))
+    # Where only a part was made, what was found before may be no more true.
+    if "write_report" in {job.rule.name for job in workflow.dag.finished_jobs}:
+        took = time.time() - STARTED
+        print(terminal.closing_words(RUN, SUMMARIES, config["observations"], took))
 
 
 onerror:
-    print(last_words(RUN, STARTED), file=sys.stderr)
+    print(terminal.last_words(RUN, STARTED), file=sys.stderr)

@@ -296,7 +296,7 @@ def ranked(tmp_path_factory) -> WorkflowCopy:
     )
     code, output = copy.run()
     assert code == 0, output
-    assert "stand out (a ranking, no FDR guarantee)" in output
+    assert re.search(r"^\d+ of 219 cells stand out; .*\n  how sure  a ranking", output, re.M)
     return copy
 
 
@@ -354,11 +354,20 @@ def test_after_a_kill_the_user_is_told_how_to_unlock(killed):
 
 def test_after_a_kill_only_what_was_not_done_runs_and_training_resumes(killed):
     copy, _, output = killed
-    assert not re.search(
-        r"^(local)?rule (import_counts|filter_cells|select_features):", output, re.M
-    )
+    done = re.findall(r"^\[ *\d+/\d+\] .* s  (\w+)", output, re.M)
+    assert done[0] == "train_vae" and done[-1] == "record_run"
+    assert not {"import_counts", "filter_cells", "select_features"} & set(done)
     log = (copy.results / "logs" / "train_vae" / "seed1.log").read_text()
     assert int(re.search(r"goes on from the checkpoint of step (\d+)\n", log)[1]) >= 25
+
+
+def test_the_run_ends_with_what_was_found_and_where_to_look(killed):
+    found = killed[2].split("record_run\n")[1].splitlines()
+    assert re.fullmatch(r"\d+ of 59 query cells do not fit the reference; .*", found[1])
+    assert [line.split("  ")[1] for line in found[2:]] == [
+        *("how sure", "warnings", "look at ", "it took ")
+    ]
+    assert "results/small/report.html" in found[4]
 
 
 def test_a_killed_run_in_another_folder_ends_with_the_same_bytes(finished, killed):
