@@ -178,7 +178,7 @@ def test_a_run_into_a_file_prints_a_line_a_job_and_no_control_characters(tmp_pat
     code, output = copy.run("--", *TARGETS)
     assert code == 0, output
     assert not set("\r\033") & set(output)
-    title, *lines = output[output.index("2 jobs to run") :].splitlines()
+    _, *lines = output[output.index("2 jobs to run") :].splitlines()
     assert {line.split(" s  ")[1] for line in lines} == {
         *("import_counts healthy", "import_counts patient")
     }
