@@ -12,6 +12,9 @@ min_version("9.0")
 configfile: workflow.source_path("config.yaml")
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/preprocess.smk"
 include: "workflow/rules/library_size.smk"
@@ -24,6 +27,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
+        TABLES,
         RESULTS,
         f"{RUN}/run.json",
 

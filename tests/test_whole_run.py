@@ -188,6 +188,45 @@ def test_no_result_names_the_folder_it_was_made_in(finished):
     assert named == []
 
 
+# ---- Snakemake's own report
+
+
+@pytest.fixture(scope="module")
+def embedded(finished, tmp_path_factory) -> str:
+    """The page that ``snakemake --report`` writes, of a run whose sample table has an evil name."""
+    copy = finished.twin(tmp_path_factory.mktemp("embedded") / "here")
+    (copy.folder / "samples.tsv").rename(copy.folder / "<script>alert(1).tsv")
+    copy.write_config(samples="<script>alert(1).tsv")
+    code, output = copy.run("--report", "page.html")
+    assert code == 0, output
+    return (copy.folder / "page.html").read_text()
+
+
+def constant(page: str, name: str):
+    """A constant of the page's script."""
+    return json.JSONDecoder().raw_decode(page.split(f"var {name} = ")[1])[0]
+
+
+def test_each_figure_and_table_is_in_snakemakes_report_with_caption_and_category(embedded):
+    results, categories = (constant(embedded, name) for name in ("results", "categories"))
+    tables = ["methods.md", "anomaly/cells.tsv", "patterns/patterns.tsv", "genes/genes.tsv"]
+    figures = [f"figures/{name}.png" for name in FIGURES]
+    assert set(results) == {f"results/small/{path}" for path in figures + tables}
+    for path, result in results.items():
+        assert len(result["caption"]) > 50 and result["labels"]["result"], path
+        assert result["data_uri"].startswith("data:"), path
+    names = ["Results", "Quality control", "Library size", "Model", "Anomalies"]
+    assert sorted(categories) == [f"{i} {name}" for i, name in enumerate(names, start=1)]
+    held = {path for by in categories.values() for paths in by.values() for path in paths}
+    assert held == set(results)
+
+
+def test_snakemakes_report_tells_the_settings_and_a_name_in_them_stays_text(embedded):
+    assert "train.n_latent: 4" in constant(embedded, "workflow_desc")
+    assert "<script>alert(1)" not in embedded
+    assert "u003cscript\\u003ealert(1)" in embedded
+
+
 # ---- with every option on
 
 

@@ -68,14 +68,22 @@ def times(rule, name=""):
     return f"{RUN}/benchmarks/{rule}/{name}.jsonl" if name else f"{RUN}/benchmarks/{rule}.jsonl"
 
 
+def in_report(path, caption, category, title):
+    """A result in Snakemake's own report, which sorts categories by name, so they are numbered.
+
+    ``caption``: a file, by its path from the file of the rule that has the result.
+    """
+    return report(
+        path,
+        caption=caption,
+        category=f"{CATEGORIES.index(category) + 1} {category}",
+        labels={"result": title},
+    )
+
+
 def figure_files(name, category, title):
     """The files of a figure; the PNG goes into Snakemake's report, under category and title."""
-    shown = report(
-        f"{RUN}/figures/{name}.png",
-        caption=f"../report/{name}.rst",
-        category=category,
-        labels={"figure": title},
-    )
+    shown = in_report(f"{RUN}/figures/{name}.png", f"../report/{name}.rst", category, title)
     others = {"pdf": "pdf", "svg": "svg", "table": "tsv", "alt": "txt"}
     return {kind: f"{RUN}/figures/{name}.{end}" for kind, end in others.items()} | {"png": shown}
 
@@ -177,6 +185,7 @@ def check_requests():
 MEMORY_BASE, MEMORY_PER_MB = 2000, 6
 MINUTES_BASE, MINUTES_PER_MB = 30, 0.2
 STARTED = time.time()
+CATEGORIES = ("Results", "Quality control", "Library size", "Model", "Anomalies")
 HAS_GPU = shutil.which("nvidia-smi") is not None
 import_closure = load_script("import_closure").import_closure
 configuration = load_script("configuration")
