@@ -235,17 +235,26 @@ def test_the_end_is_five_lines_and_the_first_warning_is_told(tmp_path):
 
 def test_a_ranking_claims_no_error_rate(tmp_path):
     run = write_words(tmp_path, is_ranking=True)
-    first, second, third, *_ = closing_words(run, summaries_in(run), "samples", 3).splitlines()[1:]
-    assert first == "9 of 99 samples stand out; 8 of them in 1 pattern"
+    first, second, third, *_ = closing_words(run, summaries_in(run), "cells", 3).splitlines()[1:]
+    assert first == "9 of 99 cells stand out; 8 of them in 1 pattern"
     assert (second, third) == ("  how sure  a ranking, no FDR guarantee", "  warnings  none")
 
 
+def test_of_bulk_samples_the_outlier_genes_come_first(tmp_path):
+    run = write_words(tmp_path)
+    verdict, surety, *_ = closing_words(run, summaries_in(run), "samples", 3).splitlines()[1:]
+    told = "70 outlier genes in 1 sample; 9 of 99 query samples do not fit the reference"
+    assert verdict == told
+    assert surety.endswith("by 137 unseen reference samples; for genes 0.05")
+
+
 def write_words(folder: Path, warnings=(), is_ranking=False) -> str:
-    """The two summaries that the closing words are read from."""
+    """The summaries that the closing words are read from."""
     anomaly = {"is_ranking": is_ranking, "n_anomalies": 9, "n_query": 99, "alpha": 0.1}
     anomaly |= {"n_calibration": 137, "warnings": []}
     patterns = {"n_patterns": 1, "n_in_pattern": 8, "warnings": list(warnings)}
-    for stage, summary in (("anomaly", anomaly), ("patterns", patterns)):
+    genes = {"n_hits": 70, "n_with_outliers": 1, "alpha": 0.05, "warnings": []}
+    for stage, summary in (("anomaly", anomaly), ("patterns", patterns), ("genes", genes)):
         (folder / stage).mkdir()
         (folder / stage / "summary.json").write_text(json.dumps(summary))
     return str(folder)

@@ -81,7 +81,7 @@ class RunLog(logging.Handler):
         event = getattr(record, "event", None)
         if event == LogEvent.RUN_INFO:
             self.total = record.stats["total"] - record.stats.get("all", 0)
-            return f"{self.total} job{'s' * (self.total != 1)} to run"
+            return f"{counted(self.total, 'job')} to run"
         if event == LogEvent.JOB_INFO and record.rule_name != "all":
             name = " ".join([record.rule_name, *map(str, record.wildcards.values())])
             self.running[record.jobid] = printable(name), time.monotonic()
@@ -166,6 +166,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def counted(n: int, name: str) -> str:
+    """A number of things, in the plural but for one."""
+    return f"{n} {name}{'s' * (n != 1)}"
+
+
 def printable(text: str) -> str:
     """One line without control characters: names in data must not command the terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
@@ -180,20 +185,28 @@ def closing_words(run: str, summaries: Iterable[str], observations: str, seconds
     def read(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
-    found, grouped = (read(f"{run}/{stage}/summary.json") for stage in ("anomaly", "patterns"))
-    warnings = [line for path in summaries for line in read(path)["warnings"]]
-    patterns = f"{grouped['n_patterns']} pattern{'s' * (grouped['n_patterns'] != 1)}"
+    found = read(f"{run}/anomaly/summary.json")
+    verdict, surety = f"{found['n_anomalies']} of {found['n_query']}", "a ranking, no FDR guarantee"
     if found["is_ranking"]:
-        verdict = f"{found['n_anomalies']} of {found['n_query']} {observations} stand out"
-        surety = "a ranking, no FDR guarantee"
+        verdict += f" {observations} stand out"
     else:
-        verdict = f"{found['n_anomalies']} of {found['n_query']} query {observations}"
-        verdict += " do not fit the reference"
+        verdict += f" query {observations} do not fit the reference"
         surety = f"false discovery rate {found['alpha']:g}, by {found['n_calibration']} unseen "
         surety += f"reference {observations}"
+    if observations == "samples":
+        genes = read(f"{run}/genes/summary.json")
+        outliers = counted(genes["n_hits"], "outlier gene")
+        verdict = f"{outliers} in {counted(genes['n_with_outliers'], 'sample')}; {verdict}"
+        surety += f"; for genes {genes['alpha']:g}"
+    else:
+        grouped = read(f"{run}/patterns/summary.json")
+        if grouped["n_patterns"]:
+            patterns = counted(grouped["n_patterns"], "pattern")
+            verdict += f"; {grouped['n_in_pattern']} of them in {patterns}"
+    warnings = [line for path in summaries for line in read(path)["warnings"]]
     told = f"{len(warnings)}; the first: {warnings[0]}" if warnings else "none"
     lines = [
-        f"{verdict}; {grouped['n_in_pattern']} of them in {patterns}",
+        verdict,
         f"  how sure  {surety}",
         f"  warnings  {told}",
         f"  look at   {run}/report.html, with tables, figures and annotated.h5ad beside it",
