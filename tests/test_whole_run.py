@@ -204,7 +204,8 @@ def embedded(finished, tmp_path_factory) -> str:
 
 def constant(page: str, name: str):
     """A constant of the page's script."""
-    return json.JSONDecoder().raw_decode(page.split(f"var {name} = ")[1])[0]
+    start = re.search(rf'var {name} = (?=["{{])', page).end()
+    return json.JSONDecoder().raw_decode(page, start)[0]
 
 
 def test_each_figure_and_table_is_in_snakemakes_report_with_caption_and_category(embedded):
