@@ -395,7 +395,7 @@ def test_after_a_kill_the_user_is_told_how_to_unlock(killed):
 def test_after_a_kill_only_what_was_not_done_runs_and_training_resumes(killed):
     copy, _, output = killed
     done = re.findall(r"^\[ *\d+/\d+\] .* s  (\w+)", output, re.M)
-    assert done[0] == "train_vae" and done[-1] == "record_run"
+    assert "train_vae" in done and done[-1] == "record_run"
     assert not {"import_counts", "filter_cells", "select_features"} & set(done)
     log = (copy.results / "logs" / "train_vae" / "seed1.log").read_text()
     assert int(re.search(r"goes on from the checkpoint of step (\d+)\n", log)[1]) >= 25
