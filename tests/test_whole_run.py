@@ -405,7 +405,7 @@ def test_the_run_ends_with_what_was_found_and_where_to_look(killed):
     found = killed[2].split("record_run\n")[1].splitlines()
     assert re.fullmatch(r"\d+ of 59 query cells do not fit the reference; .*", found[1])
     assert [line.split("  ")[1] for line in found[2:]] == [
-        *("how sure", "warnings", "look at ", "it took ")
+        *("how sure", "warnings", "look at", "it took")
     ]
     assert "results/small/report.html" in found[4]
 
