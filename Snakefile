@@ -12,6 +12,9 @@ min_version("9.0")
 configfile: workflow.source_path("config.yaml")
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/preprocess.smk"
 include: "workflow/rules/library_size.smk"
@@ -24,6 +27,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
+        TABLES,
         RESULTS,
         f"{RUN}/run.json",
 
@@ -33,8 +37,11 @@ onstart:
 
 
 onsuccess:
-    print(closing_words(RUN, SUMMARIES))
+    # Where only a part was made, what was found before may be no more true.
+    if "write_report" in {job.rule.name for job in workflow.dag.finished_jobs}:
+        took = time.time() - STARTED
+        print(terminal.closing_words(RUN, SUMMARIES, config["observations"], took))
 
 
 onerror:
-    print(last_words(RUN, STARTED), file=sys.stderr)
+    print(terminal.last_words(RUN, STARTED), file=sys.stderr)

@@ -176,5 +176,5 @@ def test_every_rule_script_is_in_the_table():
 def test_every_file_is_used_by_a_rule_or_by_the_snakefile():
     used = set.union(*FILES.values()) | {f"{rule}.py" for rule in FILES}
     files = {path.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.rglob("*.py")}
-    of_the_snakefile = {"configuration.py", "import_closure.py", "slurm_limits.py"}
+    of_the_snakefile = {"configuration.py", "import_closure.py", "slurm_limits.py", "terminal.py"}
     assert files - used == of_the_snakefile | {"why.py"}

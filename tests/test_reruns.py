@@ -289,6 +289,7 @@ FILES = {
     f"{SCRIPTS}/import_closure.py": "",
     f"{SCRIPTS}/why.py": "",
     f"{SCRIPTS}/slurm_limits.py": "",
+    f"{SCRIPTS}/terminal.py": "",
     "workflow/report/qc.rst": "",
     "workflow/rules/train.smk": "",
     "workflow/schemas/config.schema.yaml": "",

@@ -3,10 +3,13 @@
 import json
 import logging
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -527,7 +530,7 @@ def progress_at(step, stopped_by=""):
 
 
 def test_the_log_has_a_line_now_and_then_and_one_at_the_end(caplog):
-    report = ProgressReport(logging.getLogger("anomics"), "train_vae", 1000)
+    report = ProgressReport(logging.getLogger("anomics"), "train_vae", "seed1", 1000)
     with caplog.at_level(logging.INFO, "anomics"):
         for step in range(25, 1000, 25):
             report(progress_at(step))
@@ -535,6 +538,36 @@ def test_the_log_has_a_line_now_and_then_and_one_at_the_end(caplog):
     steps = [int(line.split("step ")[1].split(",")[0]) for line in caplog.messages]
     assert steps == [25, 275, 525, 775, 1000]
     assert "held-out" in caplog.messages[0]
+
+
+def test_of_two_trainings_on_a_terminal_one_has_a_bar_and_the_other_takes_over(monkeypatch):
+    outer, inner = pty.openpty()
+    termios.tcsetwinsize(outer, (24, 80))
+    monkeypatch.setenv("TERM", "xterm")
+
+    def drawn() -> str:
+        stderr.flush()
+        return os.read(outer, 65536).decode() if select.select([outer], [], [], 0)[0] else ""
+
+    with open(inner, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        first, second = (
+            ProgressReport(logging.getLogger("anomics"), "train_vae", f"seed{seed}", 1000)
+            for seed in (1, 2)
+        )
+        first(progress_at(25))
+        assert "train_vae seed1 |" in drawn()
+        second(progress_at(25))
+        assert drawn() == ""
+        first(progress_at(300, "early stopping"))
+        assert drawn().endswith("\r")
+        second(progress_at(500))
+        assert "train_vae seed2 |" in drawn()
+        time.sleep(0.2)  # a bar is drawn ten times a second at most
+        second(progress_at(525))
+        assert "step 525 of at most 1000, ELBO -2.0" in drawn()
+        second(progress_at(1000, "max_steps"))
+    os.close(outer)
 
 
 def test_the_kl_table_is_long():

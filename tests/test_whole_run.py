@@ -189,6 +189,46 @@ def test_no_result_names_the_folder_it_was_made_in(finished):
     assert named == []
 
 
+# ---- Snakemake's own report
+
+
+@pytest.fixture(scope="module")
+def embedded(finished, tmp_path_factory) -> str:
+    """The page that ``snakemake --report`` writes, of a run whose sample table has an evil name."""
+    copy = finished.twin(tmp_path_factory.mktemp("embedded") / "here")
+    (copy.folder / "samples.tsv").rename(copy.folder / "<script>alert(1).tsv")
+    copy.write_config(samples="<script>alert(1).tsv")
+    code, output = copy.run("--report", "page.html")
+    assert code == 0, output
+    return (copy.folder / "page.html").read_text()
+
+
+def constant(page: str, name: str):
+    """A constant of the page's script."""
+    start = re.search(rf'var {name} = (?=["{{])', page).end()
+    return json.JSONDecoder().raw_decode(page, start)[0]
+
+
+def test_each_figure_and_table_is_in_snakemakes_report_with_caption_and_category(embedded):
+    results, categories = (constant(embedded, name) for name in ("results", "categories"))
+    tables = ["methods.md", "anomaly/cells.tsv", "patterns/patterns.tsv", "genes/genes.tsv"]
+    figures = [f"figures/{name}.png" for name in FIGURES]
+    assert set(results) == {f"results/small/{path}" for path in figures + tables}
+    for path, result in results.items():
+        assert len(result["caption"]) > 50 and result["labels"]["result"], path
+        assert result["data_uri"].startswith("data:"), path
+    names = ["Results", "Quality control", "Library size", "Model", "Anomalies"]
+    assert sorted(categories) == [f"{i} {name}" for i, name in enumerate(names, start=1)]
+    held = {path for by in categories.values() for paths in by.values() for path in paths}
+    assert held == set(results)
+
+
+def test_snakemakes_report_tells_the_settings_and_a_name_in_them_stays_text(embedded):
+    told = constant(embedded, "workflow_desc")
+    assert "train.n_latent: 4" in told and r"\u003cscript\u003ealert(1).tsv" in told
+    assert "<script>alert(1)" not in embedded
+
+
 # ---- with every option on
 
 
@@ -334,7 +374,7 @@ def ranked(tmp_path_factory) -> WorkflowCopy:
     )
     code, output = copy.run()
     assert code == 0, output
-    assert "stand out (a ranking, no FDR guarantee)" in output
+    assert re.search(r"^\d+ of 219 cells stand out; .*\n  how sure  a ranking", output, re.M)
     return copy
 
 
@@ -392,11 +432,20 @@ def test_after_a_kill_the_user_is_told_how_to_unlock(killed):
 
 def test_after_a_kill_only_what_was_not_done_runs_and_training_resumes(killed):
     copy, _, output = killed
-    assert not re.search(
-        r"^(local)?rule (import_counts|filter_cells|select_features):", output, re.M
-    )
+    done = re.findall(r"^\[ *\d+/\d+\] .* s  (\w+)", output, re.M)
+    assert "train_vae" in done and done[-1] == "record_run"
+    assert not {"import_counts", "filter_cells", "select_features"} & set(done)
     log = (copy.results / "logs" / "train_vae" / "seed1.log").read_text()
     assert int(re.search(r"goes on from the checkpoint of step (\d+)\n", log)[1]) >= 25
+
+
+def test_the_run_ends_with_what_was_found_and_where_to_look(killed):
+    found = killed[2].split("record_run\n")[1].splitlines()
+    assert re.fullmatch(r"\d+ of 59 query cells do not fit the reference; .*", found[1])
+    assert [line.split("  ")[1] for line in found[2:]] == [
+        *("how sure", "warnings", "look at", "it took")
+    ]
+    assert "results/small/report.html" in found[4]
 
 
 def test_a_killed_run_in_another_folder_ends_with_the_same_bytes(finished, killed):

@@ -1,9 +1,7 @@
 """What all rules share: the checked config, the sample table, paths, the hashes of a script's code."""
 
 import importlib.util
-import json
 import math
-import os
 import re
 import shutil
 import sys
@@ -70,14 +68,22 @@ def times(rule, name=""):
     return f"{RUN}/benchmarks/{rule}/{name}.jsonl" if name else f"{RUN}/benchmarks/{rule}.jsonl"
 
 
+def in_report(path, caption, category, title):
+    """A result in Snakemake's own report, which sorts categories by name, so they are numbered.
+
+    ``caption``: a file, by its path from the file of the rule that has the result.
+    """
+    return report(
+        path,
+        caption=caption,
+        category=f"{CATEGORIES.index(category) + 1} {category}",
+        labels={"result": title},
+    )
+
+
 def figure_files(name, category, title):
     """The files of a figure; the PNG goes into Snakemake's report, under category and title."""
-    shown = report(
-        f"{RUN}/figures/{name}.png",
-        caption=f"../report/{name}.rst",
-        category=category,
-        labels={"figure": title},
-    )
+    shown = in_report(f"{RUN}/figures/{name}.png", f"../report/{name}.rst", category, title)
     others = {"pdf": "pdf", "svg": "svg", "table": "tsv", "alt": "txt"}
     return {kind: f"{RUN}/figures/{name}.{end}" for kind, end in others.items()} | {"png": shown}
 
@@ -176,56 +182,18 @@ def check_requests():
         raise WorkflowError("\n".join(faults))
 
 
-def closing_words(run, summaries):
-    """What was found and where to look, for the end of a run; nothing if only a part was made."""
-    summary = Path(run, "anomaly", "summary.json")
-    if not summary.exists():
-        return ""
-    found = json.loads(summary.read_text(encoding="utf-8"))
-    warnings = [
-        line
-        for path in filter(os.path.exists, summaries)
-        for line in json.loads(Path(path).read_text(encoding="utf-8"))["warnings"]
-    ]
-    n, of = found["n_anomalies"], found["n_query"]
-    verdict = (
-        f"{n} of {of} {config['observations']} stand out (a ranking, no FDR guarantee)"
-        if found["is_ranking"]
-        else f"{n} of {of} query {config['observations']} do not fit the reference (false discovery "
-        f"rate {found['alpha']:g}, {found['n_calibration']} calibration {config['observations']})"
-    )
-    return "\n".join(
-        [
-            "",
-            verdict,
-            f"  warnings  {len(warnings) or 'none'}",
-            f"  patterns  {run}/patterns/patterns.tsv",
-            f"  report    {run}/report.html",
-            f"  cells     {run}/anomaly/cells.tsv",
-            f"  scanpy    {run}/annotated.h5ad",
-        ]
-    )
-
-
-def last_words(run, since):
-    """The error line of each job that failed after ``since`` (s), for the end of a run."""
-    lines = []
-    for path in sorted(Path(run, "logs").rglob("*.log")):
-        text = path.read_text(encoding="utf-8") if path.stat().st_mtime >= since else ""
-        errors = [line.split(" ERROR ", 1)[1] for line in text.splitlines() if " ERROR " in line]
-        if "\nTraceback " in text:
-            errors = [f"{path}: {errors[-1]}; it is a fault of anomics, please report this file"]
-        lines += errors[-1:]
-    return "\n".join(["", *lines]) if lines else ""
-
-
 MEMORY_BASE, MEMORY_PER_MB = 2000, 6
 MINUTES_BASE, MINUTES_PER_MB = 30, 0.2
 STARTED = time.time()
+CATEGORIES = ("Results", "Quality control", "Library size", "Model", "Anomalies")
 HAS_GPU = shutil.which("nvidia-smi") is not None
 import_closure = load_script("import_closure").import_closure
 configuration = load_script("configuration")
 slurm_limits = load_script("slurm_limits")
+terminal = load_script("terminal")
+# A job on a cluster, and a workflow that has this one as a module, print as they please.
+if workflow.is_main_process and workflow.modifier.is_main_snakefile():
+    terminal.follow_run(workflow.output_settings)
 try:
     config = configuration.check_config(config, source("schemas/config.schema.yaml"))
     EXAMPLE = "results/example_input/pbmc68k.h5ad"

@@ -38,13 +38,22 @@ SUMMARIES = [
 VERSIONS = (
     "snakemake torch scanpy anndata numpy scipy numba pandas scikit-learn scikit-misc umap-learn"
 ).split()
+# What Snakemake's report holds beside the figures, as inputs of the rule all. Not report.html: in a report that is one file it
+# would be a link longer than Chromium follows.
+TABLES = [
+    in_report(f"{RUN}/{path}", f"workflow/report/{caption}.rst", "Results", title)
+    for path, caption, title in (
+        ("methods.md", "methods", "Methods paragraph"),
+        ("anomaly/cells.tsv", "cells_table", "Verdict on each query cell or sample"),
+        ("patterns/patterns.tsv", "patterns_table", "Patterns of anomalies"),
+        ("genes/genes.tsv", "genes_table", "Outlier genes"),
+    )
+]
 # What a run is for; all else is made on the way to it.
 RESULTS = [
     f"{RUN}/report.html",
-    f"{RUN}/methods.md",
+    *map(str, TABLES),
     f"{RUN}/annotated.h5ad",
-    f"{RUN}/anomaly/cells.tsv",
-    f"{RUN}/genes/genes.tsv",
     f"{RUN}/prune/{FIT}/evidence.tsv",
 ]
 

@@ -1,5 +1,7 @@
 """Train the VAE on the reference's training cells (a job a seed)."""
 
+import fcntl
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -96,21 +98,41 @@ def training_plan(settings: dict, seed: int) -> TrainingPlan:
 
 
 LINE_EVERY = 250
+BAR = "{desc} |{bar}| step {n_fmt} of at most {total_fmt}{postfix}"
+
+
+def lock_terminal() -> int | None:
+    """A lock on the terminal of standard error; None where there is none, or another job has it.
+
+    Of several trainings at once one can draw a bar; the next takes over when it ends.
+    """
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return None
+    try:
+        terminal = os.open(os.ttyname(sys.stderr.fileno()), os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(terminal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(terminal)
+        return None
+    return terminal
 
 
 class ProgressReport:
-    """A bar on a terminal; in the log, a line every LINE_EVERY steps."""
+    """A bar on a terminal; in the log, a line every LINE_EVERY steps.
 
-    def __init__(self, log, label: str, max_steps: int):
-        self.log, self.label, self.next_line = log, label, 0
-        self.bar = tqdm(
-            total=max_steps, desc=label, unit="step", disable=not sys.stderr.isatty(), leave=False
-        )
+    ``label``: what trains, for the log; ``fit``: what it trains, for the bar.
+    """
+
+    def __init__(self, log, label: str, fit: str, max_steps: int):
+        self.log, self.label, self.fit, self.max_steps = log, label, fit, max_steps
+        self.next_line, self.bar, self.terminal = 0, None, None
 
     def __call__(self, progress: Progress) -> None:
         last = progress.history[-1]
-        self.bar.update(progress.step - self.bar.n)
-        self.bar.set_postfix(beta=f"{last['beta']:.2f}", elbo=f"{last['validation_elbo']:.1f}")
+        self._draw(progress.step, f"ELBO {last['validation_elbo']:.1f}")
         if progress.step >= self.next_line or progress.stopped_by:
             self.next_line = progress.step + LINE_EVERY
             self.log.info(
@@ -122,8 +144,25 @@ class ProgressReport:
                 last["train_elbo"],
                 last["validation_elbo"],
             )
-        if progress.stopped_by:
+        if progress.stopped_by and self.bar:
             self.bar.close()
+            os.close(self.terminal)
+
+    def _draw(self, step: int, state: str) -> None:
+        if not self.bar:
+            self.terminal = lock_terminal()
+            if self.terminal is None:
+                return
+            self.bar = tqdm(
+                total=self.max_steps,
+                initial=step,
+                desc=f"{self.label} {self.fit}",
+                bar_format=BAR,
+                dynamic_ncols=True,
+                leave=False,
+            )
+        self.bar.set_postfix_str(state, refresh=False)
+        self.bar.update(step - self.bar.n)
 
 
 def run_training(
@@ -140,6 +179,8 @@ def run_training(
 
     ``params``: the rule's ``checkpoint`` path and ``code`` hashes; edited code starts afresh.
     """
+    checkpoint = Path(params.checkpoint)
+    report = ProgressReport(log, label, checkpoint.parent.name, plan.max_steps)
     with termination_postponed() as is_to_stop:
         try:
             return train(
@@ -148,8 +189,8 @@ def run_training(
                 validation,
                 plan,
                 device,
-                Path(params.checkpoint),
-                ProgressReport(log, label, plan.max_steps),
+                checkpoint,
+                report,
                 tag=params.code,
                 say=lambda text: log.info("%s: %s", label, text),
                 is_to_stop=is_to_stop,
