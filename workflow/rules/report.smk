@@ -65,6 +65,7 @@ rule plot_qc:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_qc.py"),
     script:
         "../scripts/plot_qc.py"
@@ -85,6 +86,7 @@ rule plot_library_size:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_library_size.py"),
     script:
         "../scripts/plot_library_size.py"
@@ -107,6 +109,7 @@ rule plot_training:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_training.py"),
     script:
         "../scripts/plot_training.py"
@@ -129,6 +132,7 @@ rule plot_pruning:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_pruning.py"),
     script:
         "../scripts/plot_pruning.py"
@@ -151,6 +155,7 @@ rule plot_latent:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_latent.py"),
     script:
         "../scripts/plot_latent.py"
@@ -160,6 +165,7 @@ rule plot_anomalies:
     input:
         cells=f"{RUN}/anomaly/cells.parquet",
         summary=f"{RUN}/anomaly/summary.json",
+        counts=f"{RUN}/preprocess/counts.h5ad",
     output:
         **figure_files("anomalies", "Anomalies", "Scores, p-values, anomalies a sample"),
     log:
@@ -172,6 +178,7 @@ rule plot_anomalies:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_anomalies.py"),
     script:
         "../scripts/plot_anomalies.py"
@@ -242,6 +249,7 @@ if BETAS:
             mem_mb=memory,
             runtime=minutes,
         params:
+            observations=config["observations"],
             code=code("plot_rate_distortion.py"),
         script:
             "../scripts/plot_rate_distortion.py"
