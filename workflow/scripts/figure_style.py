@@ -39,7 +39,7 @@ OF_TABLE = {"cells": "sample", "samples": "group"}
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILLION, YELLOW, BLACK = "#56B4E9", "#D55E00", "#F0E442", "#000000"
 GREY, LIGHT_GREY, WINE = "#7F7F7F", "#C9C9C9", "#882255"
-ANOMALY = VERMILLION  # nothing else is of this colour
+ANOMALY = VERMILLION
 KEPT = {True: SKY, False: WINE}
 # Each has a lightness of its own, so that a print in greys tells them apart too.
 ROLES = {"reference": "#ADADAD", "query": BLUE}
