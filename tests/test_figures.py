@@ -50,7 +50,8 @@ def read_patterns(run) -> list[pd.DataFrame]:
     residuals, cells = (
         pd.read_parquet(folder / f"{name}.parquet") for name in ("residuals", "cells")
     )
-    return [patterns, markers, residuals, sizes, cells]
+    splits = pd.read_csv(run / "preprocess/splits.tsv", sep="\t")
+    return [patterns, markers, residuals, sizes, cells, splits]
 
 
 def draw_all(run, observations: str = "cells") -> dict:

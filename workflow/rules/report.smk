@@ -191,6 +191,7 @@ rule plot_patterns:
         sizes=f"{RUN}/patterns/sizes.tsv",
         residuals=f"{RUN}/patterns/residuals.parquet",
         cells=f"{RUN}/patterns/cells.parquet",
+        splits=f"{RUN}/preprocess/splits.tsv",
     output:
         **figure_files("patterns", "Anomalies", "Patterns of flagged cells"),
     log:

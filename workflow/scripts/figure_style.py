@@ -121,14 +121,14 @@ def style():
         yield
 
 
-def new_figure(mosaic: list[list[str]], height: float, **layout) -> tuple[Figure, dict[str, Axes]]:
+def new_figure(mosaic: list[list], height: float, **layout) -> tuple[Figure, dict[str, Axes]]:
     """A figure ``height`` mm high with the named panels; call it within the style."""
-    is_lone = len({name for row in mosaic for name in row}) == 1
-    size = (COLUMN if is_lone else PAGE) / MM_PER_INCH, min(height, MAX_HEIGHT) / MM_PER_INCH
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.04, hspace=0.05)
     axes = figure.subplot_mosaic(mosaic, empty_sentinel=".", **layout)
+    width = COLUMN if len(axes) == 1 else PAGE
+    figure.set_size_inches(width / MM_PER_INCH, min(height, MAX_HEIGHT) / MM_PER_INCH)
     return figure, axes
 
 

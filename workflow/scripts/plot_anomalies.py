@@ -233,9 +233,8 @@ def draw(
     by = {name: shares(query[query[name] != ""], name) for name in of}
     # The lists of samples and of donors side by side below the other panels.
     height = rows_height(max(len(table) for table in by.values()), 26.0)
-    upper = [name for name in ("histogram", "quantiles", "depth") for _ in of]
-    lower = [name for name in of for _ in range(3)]
-    figure, axes = new_figure([upper, lower], TOP + height, height_ratios=[TOP, height])
+    mosaic = [[[["histogram", "quantiles", "depth"]]], [[of]]]  # each row with columns of its own
+    figure, axes = new_figure(mosaic, TOP + height, height_ratios=[TOP, height])
     p_values = {"query": query["p_value"].dropna(), "calibration": of_others(cells)}
     p_values = {use: values.to_numpy() for use, values in p_values.items() if len(values)}
     tables = {"c": cells[["cell_id", "use", "library_size", "score"]]}
