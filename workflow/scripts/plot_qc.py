@@ -31,7 +31,7 @@ QUANTITIES = {
     "n_genes": ("Genes seen", "Genes per {one}", True, ("min_genes", "max_genes")),
     "pct_mito": ("Mitochondrial share", "Share of counts (%)", False, ("max_pct_mito",)),
 }
-MARKS = {True: {"marker": "o"}, False: {"marker": "x", "linewidths": 0.5, "alpha": 0.9, "s": 5.0}}
+MARKS = {True: {"marker": "o"}, False: {"marker": "x", "linewidths": 0.5}}
 
 
 def read_limits(path: str | Path) -> dict[str, float]:
@@ -52,9 +52,9 @@ def _draw_quantity(ax: Axes, qc: pd.DataFrame, samples: list[str], quantity: str
     # A logarithmic axis has no place for the empty cell: it stands at one half.
     value = (qc[quantity].clip(lower=0.5) if is_log else qc[quantity]).to_numpy()
     is_kept = qc["kept"].to_numpy(bool)
-    jitter_rows(ax, row[is_kept], value[is_kept], rng, color=KEPT[True], **MARKS[True])
+    for chosen, of in ((is_kept, True), (~is_kept, False)):
+        jitter_rows(ax, row[chosen], value[chosen], rng, color=KEPT[of], **MARKS[of])
     box_rows(ax, row[is_kept], value[is_kept])
-    jitter_rows(ax, row[~is_kept], value[~is_kept], rng, color=KEPT[False], **MARKS[False])
     for i, name in enumerate(samples):
         for setting in settings:
             if setting in limits.get(name, {}):
@@ -114,7 +114,7 @@ def draw(
     for is_kept, label in ((True, "kept"), (False, "dropped")):
         n = int((qc["kept"] == is_kept).sum())
         point = {"color": KEPT[is_kept], "label": f"{label} (n = {n:,})"}
-        ax.scatter([], [], **(MARKS[is_kept] | {"s": 8, "alpha": 1} | point))
+        ax.scatter([], [], s=8, **MARKS[is_kept], **point)
     if any(name in limits for name in samples):
         ax.plot([], [], color="black", lw=0.9, label="limit")
     few = f"{len(samples)} of {len(kept)} {OF_TABLE[observations]}s, those with fewest kept"
