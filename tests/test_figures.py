@@ -1,16 +1,17 @@
-"""Figures have the width journals want, the same bytes each time, and their source data."""
+"""Figures show what their tables hold, whatever the tables are."""
 
-import re
 from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
+from scipy.stats import kstest
 
-import figure_style
 import plot_anomalies
 import plot_check
 import plot_latent
@@ -22,7 +23,7 @@ import plot_rate_distortion
 import plot_training
 from fake_reasons import METHODS, write_check
 from fake_run import write_fake_run, write_optional_stages
-from figure_style import category_colours, save_figure, shorten
+from figure_style import MAX_ROWS, ROLES, category_colours, plain_number, save_figure, shorten
 
 MM_PER_POINT = 25.4 / 72
 
@@ -37,6 +38,10 @@ def read_json(path):
     return pd.read_json(path, typ="series").to_dict()
 
 
+def read_donors(run) -> pd.DataFrame:
+    return plot_latent.read_obs(run / "preprocess/counts.h5ad", ["donor"])
+
+
 def read_patterns(run) -> list[pd.DataFrame]:
     folder = run / "patterns"
     patterns, markers, sizes = (
@@ -45,36 +50,45 @@ def read_patterns(run) -> list[pd.DataFrame]:
     residuals, cells = (
         pd.read_parquet(folder / f"{name}.parquet") for name in ("residuals", "cells")
     )
-    return [patterns, markers, residuals, sizes, cells]
+    splits = pd.read_csv(run / "preprocess/splits.tsv", sep="\t")
+    return [patterns, markers, residuals, sizes, cells, splits]
 
 
-def draw_all(run) -> dict:
-    """Each figure as (figure, table, alt), from the files of a run."""
+def draw_all(run, observations: str = "cells") -> dict:
+    """Each figure as (figure, table, alt), from the files of a run; as its rule draws it.
+
+    tests/test_publication.py holds each to the publication rules.
+    """
     qc = pd.concat([pd.read_parquet(p) for p in sorted(run.glob("preprocess/*.qc.parquet"))])
     summaries = sorted(run.glob("preprocess/donor*.summary.json"))
     limits = {p.name.removesuffix(".summary.json"): plot_qc.read_limits(p) for p in summaries}
     sizes = pd.read_parquet(run / "library_size/library_size.parquet")
-    cells = pd.read_parquet(run / "anomaly/cells.parquet")
+    scored = pd.read_parquet(run / "anomaly/cells.parquet")
+    cells = plot_anomalies.with_donors(scored, read_donors(run))
     train, prune = run / "train/seed1", run / "prune/seed1"
     obs = plot_latent.read_obs(
         run / "preprocess/counts.h5ad", ["sample", "role", "split", "cell_type", "not there"]
     )
     umap = pd.read_parquet(run / "embed/seed1/umap.parquet")
     drawn = {
-        "qc": plot_qc.draw(qc.reset_index(drop=True), limits),
-        "library_size": plot_library_size.draw(sizes),
+        "qc": plot_qc.draw(qc.reset_index(drop=True), limits, observations),
+        "library_size": plot_library_size.draw(sizes, observations),
         "training": plot_training.draw(
             pd.read_parquet(train / "history.parquet"),
             pd.read_parquet(train / "kl.parquet"),
             read_json(train / "summary.json"),
+            observations,
         ),
         "pruning": plot_pruning.draw(
             pd.read_parquet(prune / "evidence.parquet"),
             pd.read_csv(prune / "elbo.tsv", sep="\t"),
             plot_pruning.read_thresholds(read_json(prune / "summary.json")),
+            observations,
         ),
-        "latent": plot_latent.draw(plot_latent.join_cells(umap, obs, cells)),
-        "anomalies": plot_anomalies.draw(cells, read_json(run / "anomaly/summary.json")),
+        "latent": plot_latent.draw(plot_latent.join_cells(umap, obs, scored), observations),
+        "anomalies": plot_anomalies.draw(
+            cells, read_json(run / "anomaly/summary.json"), observations
+        ),
         "patterns": plot_patterns.draw(*read_patterns(run)),
     }
     if (run / "check").exists():
@@ -84,6 +98,7 @@ def draw_all(run) -> dict:
         drawn["rate_distortion"] = plot_rate_distortion.draw(
             pd.read_csv(run / "rate_distortion/curve.tsv", sep="\t"),
             read_json(run / "rate_distortion/summary.json"),
+            observations,
         )
     return drawn
 
@@ -98,54 +113,53 @@ def drawn(run):
     return draw_all(run)
 
 
-@pytest.fixture(scope="session")
-def figures(drawn, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("figures")
-    for name, parts in drawn.items():
-        save_figure(*parts, outputs(folder, name))
-    return folder
+# ---- quality control, library size
 
 
-NAMES = (
-    *("qc", "library_size", "training", "rate_distortion", "pruning", "latent"),
-    *("anomalies", "patterns", "check"),
-)
+def points(ax) -> np.ndarray:
+    """Places of all points of a panel; those of the legend are sets of none."""
+    sets = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
+    return np.concatenate(sets)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_is_two_columns_wide(figures, name):
-    box = re.search(rb"/MediaBox \[([^\]]*)\]", (figures / f"{name}.pdf").read_bytes())[1].split()
-    assert float(box[2]) * MM_PER_POINT == pytest.approx(183, abs=0.1)
-    with Image.open(figures / f"{name}.png") as image:
-        assert image.width / 300 * 25.4 == pytest.approx(183, abs=0.2)
-        assert image.info["dpi"][0] == pytest.approx(300, abs=0.1)
+def test_qc_draws_every_cell_of_its_source_data_once(drawn):
+    figure, table, _ = drawn["qc"]
+    cells = table[table["panel"] == "cells"]
+    for ax, quantity in zip(figure.axes, plot_qc.QUANTITIES, strict=True):
+        np.testing.assert_allclose(np.sort(points(ax)[:, 0]), np.sort(cells[quantity]))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_text_stays_text(figures, name):
-    pdf = (figures / f"{name}.pdf").read_bytes()
-    assert b"/Type3" not in pdf and b"/CIDFontType2" in pdf
-    assert "<text" in (figures / f"{name}.svg").read_text(encoding="utf-8")
+def test_dropped_cells_have_a_mark_of_their_own(run):
+    qc = pd.read_parquet(run / "preprocess/donor1.qc.parquet").head(6).reset_index(drop=True)
+    figure, _, _ = plot_qc.draw(qc.assign(kept=[True, False] * 3), {})
+    kept, dropped = (c.get_paths()[0] for c in figure.axes[0].collections[:2])
+    assert len(kept.vertices) != len(dropped.vertices)
 
 
-def test_same_bytes_when_made_again(run, figures, tmp_path):
-    for name, drawn in draw_all(run).items():
-        save_figure(*drawn, outputs(tmp_path, name))
-    for path in sorted(figures.iterdir()):
-        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
-    assert len(list(figures.iterdir())) == 5 * len(NAMES)
+def test_limits_that_are_off_are_not_drawn(run):
+    limits = plot_qc.read_limits(run / "preprocess/donor1.summary.json")
+    assert limits == {"min_counts": 500.0, "max_pct_mito": 9.0}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_has_source_data(figures, name):
-    assert len(pd.read_csv(figures / f"{name}.tsv", sep="\t")) > 0
+def test_input_without_mitochondrial_genes_has_no_panel_of_them(run):
+    qc = pd.read_parquet(run / "preprocess/donor1.qc.parquet").assign(pct_mito=np.nan, kept=True)
+    figure, _, alt = plot_qc.draw(qc, {})
+    assert [ax.get_xlabel() for ax in figure.axes] == ["Counts per cell", "Genes per cell"]
+    assert "mitochondrial" not in alt
 
 
-def test_source_data_holds_every_query_cell(run, figures):
-    cells = pd.read_parquet(run / "anomaly/cells.parquet")
-    table = pd.read_csv(figures / "anomalies.tsv", sep="\t", low_memory=False)
-    shown = table[(table["panel"] == "c") & (table["split"] == "query")]
-    assert set(shown["cell_id"]) == set(cells.loc[cells["split"] == "query", "cell_id"])
+def test_of_too_many_samples_those_that_lost_most_are_shown():
+    n = 60
+    qc = pd.DataFrame({"sample": np.repeat([f"s{i}" for i in range(n)], 2), "cell": "c"})
+    qc["total_counts"], qc["n_genes"], qc["pct_mito"], qc["reasons"] = 1000, 500, 1.0, ""
+    qc["kept"] = (qc.index % 2 == 0) | (qc.index < 2 * 50)
+    figure, table, alt = plot_qc.draw(qc, {})
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(names) == MAX_ROWS
+    assert sum("1 of 2 kept" in name for name in names) == 10
+    assert figure.legends[0].get_title().get_text() == "40 of 60 samples, those with fewest kept"
+    assert len(table) == 2 * n
+    assert "110 were kept, 10 dropped. " in alt and alt.endswith("s50: 50 %.")
 
 
 def test_library_sizes_of_a_sample_of_both_roles_are_drawn_by_the_role_of_each_cell():
@@ -156,32 +170,18 @@ def test_library_sizes_of_a_sample_of_both_roles_are_drawn_by_the_role_of_each_c
     labels = {text.get_text() for text in figure.axes[1].get_legend().get_texts()}
     assert labels == {"reference (n = 1)", "query (n = 3)"}
     assert table["role"].tolist() == sizes["role"].tolist()
-    assert plot_library_size.role_of_samples(sizes) == {"NA": "reference and query", "two": "query"}
+    drawn = figure.axes[0].collections[0]
+    colour = dict(zip(drawn.get_offsets()[:, 0], map(to_hex, drawn.get_facecolors()), strict=True))
+    assert colour == {
+        size: ROLES[role].lower()
+        for size, role in zip(sizes["library_size"], sizes["role"], strict=True)
+    }
 
 
 def test_leaves_no_setting_behind(run):
     before = dict(matplotlib.rcParams)
     draw_all(run)
     assert dict(matplotlib.rcParams) == before
-
-
-@pytest.mark.parametrize(
-    ("n_samples", "n_cells", "share_odd"), [(1, 3, 0), (1, 60, 0), (2, 8, 1.0), (40, 400, 0.1)]
-)
-def test_draws_extremes(tmp_path, n_samples, n_cells, share_odd):
-    run = write_check(write_fake_run(tmp_path, n_samples, n_cells, share_odd))
-    drawn = draw_all(run)
-    for figure, table, _ in drawn.values():
-        figure.draw_without_rendering()
-        assert "panel" not in table or table["panel"].notna().all()
-
-
-def test_many_cells_become_an_image(run, tmp_path, monkeypatch):
-    for module in (figure_style, plot_latent):
-        monkeypatch.setattr(module, "MAX_VECTOR_MARKS", 150)
-    save_figure(*draw_all(run)["latent"], outputs(tmp_path, "latent"))
-    svg = (tmp_path / "latent.svg").read_text(encoding="utf-8")
-    assert "<image" in svg and svg.count("<use") < 150
 
 
 def test_wilson_interval_agrees_with_statsmodels():
@@ -214,16 +214,123 @@ def test_name_that_looks_like_a_formula_is_printed_as_it_is():
     assert len(shorten("a" * 80)) == 22
 
 
-def test_limits_that_are_off_are_not_drawn(run):
-    limits = plot_qc.read_limits(run / "preprocess/donor1.summary.json")
-    assert limits == {"min_counts": 500.0, "max_pct_mito": 9.0}
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1_500_000, "1.5 M"),
+        (20_000, "20,000"),
+        (0.5, "0.5"),
+        (0, "0"),
+        (-3, "−3"),
+        (1e-5, "0.00001"),
+    ],
+)
+def test_numbers_have_no_exponent(value, text):
+    assert plain_number(value) == text
 
 
-def test_input_without_mitochondrial_genes_says_so(run):
-    qc = pd.read_parquet(run / "preprocess/donor1.qc.parquet").assign(pct_mito=np.nan, kept=True)
-    figure, _, _ = plot_qc.draw(qc, {})
-    figure.draw_without_rendering()
-    assert "no such genes" in " ".join(text.get_text() for text in figure.axes[2].texts)
+def test_names_are_in_the_order_of_their_numbers():
+    assert list(category_colours(pd.Series(["donor10", "donor9", "control"]))) == [
+        *("control", "donor9", "donor10")
+    ]
+
+
+# ---- anomalies, latent
+
+
+def scored_cells(**columns) -> pd.DataFrame:
+    cells = pd.DataFrame(columns)
+    defaults = {"split": "calibration", "trimmed": False, "calibrated_by": "", "donor": ""}
+    return cells.assign(**{k: v for k, v in (defaults | {"sample": "s"}).items() if k not in cells})
+
+
+def test_calibration_cells_are_ranked_among_those_of_other_donors():
+    cells = scored_cells(score=[1.0, 2, 3, 4], donor=["a", "a", "b", "b"], p_value=0.5)
+    # Both of a lie below both of b.
+    assert plot_anomalies.of_others(cells).tolist() == [1, 1, 1 / 3, 1 / 3]
+    by_sample = cells.assign(donor="", sample=cells["donor"])
+    assert plot_anomalies.of_others(by_sample).tolist() == [1, 1, 1 / 3, 1 / 3]
+
+
+def test_calibration_cells_of_one_sample_keep_their_p_value():
+    cells = scored_cells(score=[1.0, 2, 3], p_value=[0.75, 0.5, 0.25])
+    cells.loc[1, "trimmed"] = True
+    assert plot_anomalies.of_others(cells).tolist() == [0.75, 0.25]
+
+
+def test_p_values_are_uniform_where_donors_are_alike():
+    rng = np.random.default_rng(0)
+    donors = np.repeat(list("abcd"), 500)
+    cells = scored_cells(score=rng.normal(size=2000), donor=donors, p_value=np.nan)
+    assert kstest(plot_anomalies.of_others(cells), "uniform").pvalue > 0.01
+    shifted = cells.assign(score=cells["score"] + (cells["donor"] == "a"))
+    # Its odd cells are odder than those of all others, which theirs are not.
+    assert (plot_anomalies.of_others(cells) <= 0.05).mean() < 0.06
+    assert (plot_anomalies.of_others(shifted) <= 0.05).mean() > 0.07
+
+
+def test_donors_have_a_panel_unless_they_are_the_samples():
+    cells = scored_cells(sample=["s", "s", "t"], donor=["a", "b", ""])
+    assert plot_anomalies.has_donors(cells)
+    assert not plot_anomalies.has_donors(cells.assign(donor=["a", "a", "b"]))
+    assert not plot_anomalies.has_donors(cells.assign(donor=""))
+
+
+def test_anomalies_of_each_donor_have_their_interval(run, drawn):
+    cells = pd.read_parquet(run / "anomaly/cells.parquet")
+    donor = pd.Series(np.where(np.arange(len(cells)) % 3, "a", "b"), cells["cell_id"], name="donor")
+    cells = plot_anomalies.with_donors(cells, donor.drop(donor.index[0]).reset_index())
+    assert cells["donor"].iloc[0] == ""
+    figure, table, alt = plot_anomalies.draw(cells, read_json(run / "anomaly/summary.json"))
+    query = cells[(cells["split"] == "query") & (cells["donor"] != "")]
+    shown = table[table["panel"] == "e"].set_index("donor")
+    assert shown["n_query"].to_dict() == query["donor"].value_counts().to_dict()
+    ax = panel_titled(figure, "Flagged in each donor")
+    (bars,) = (c for c in ax.containers if isinstance(c, ErrorbarContainer))
+    ends = np.array([segment[:, 0] for segment in bars.lines[2][0].get_segments()])
+    np.testing.assert_allclose(ends, 100 * shown[["low", "high"]])
+    assert "Of 2 donors" in alt
+
+
+def test_anomalies_draw_their_source_data(run, drawn):
+    figure, table, _ = drawn["anomalies"]
+    of = {letter: table[table["panel"] == letter] for letter in "abcd"}
+    cells = pd.read_parquet(run / "anomaly/cells.parquet")
+    assert set(of["c"]["cell_id"]) == set(cells["cell_id"])
+    steps = {patch.get_label().split(" (")[0]: patch for patch in figure.axes[0].patches}
+    for use, patch in steps.items():
+        share = of["a"].loc[of["a"]["use"] == use, "share"]
+        np.testing.assert_allclose(patch.get_data().values, 100 * share)
+    assert set(steps) == {"query", "calibration"}
+    quantiles = of["b"][["expected", "observed"]].to_numpy()
+    np.testing.assert_allclose(points(figure.axes[1]), quantiles)
+    depth = points(figure.axes[2])
+    shown = of["c"][["library_size", "score"]].to_numpy()
+    np.testing.assert_allclose(depth[np.argsort(depth[:, 0])], shown[np.argsort(shown[:, 0])])
+
+
+def test_latent_draws_every_cell_on_each_map(drawn):
+    figure, table, _ = drawn["latent"]
+    maps = [ax for ax in figure.axes if ax.get_xlabel() == "UMAP 1"]
+    titles = [ax.get_title(loc="left").split("  ")[1].split(" (")[0] for ax in maps]
+    assert titles == ["Cell type, as the input names it", "Sample", "Use of the cell",
+                      "Anomaly score"]  # fmt: skip
+    for ax in maps:
+        at = points(ax)
+        np.testing.assert_allclose(np.sort(at[:, 0]), np.sort(table["umap_1"]))
+
+
+def test_one_sample_without_types_still_has_four_maps(run):
+    cells = pd.DataFrame({"sample": ["one", "one"]})
+    assert plot_latent.panels_of(cells) == [["use", "score"], ["p_value", "sample"]]
+
+
+def test_numbers_on_the_map_keep_apart_and_off_small_categories():
+    names = pd.Series(["big"] * 30 + ["near"] * 20 + ["far"] * 10 + ["small"] * 3)
+    x = np.repeat([0.0, 0.01, 1.0, 0.5], [30, 20, 10, 3])
+    cells = pd.DataFrame({"umap_1": x, "umap_2": x})
+    places = plot_latent.number_places(cells, names, {name: 1 for name in set(names)})
+    assert set(places) == {"big", "far"}
 
 
 # ---- training, pruning, rate and distortion

@@ -41,7 +41,8 @@ def tables(sizes=(8, 4), alone=3, samples=("S1", "S2")):
     cells.loc[cells["pattern"] == "", "technical_cause"] = "doublet of B and T; mitochondrial"
     named = cells.assign(pattern=cells["pattern"].replace("", "no pattern"))
     counted = named.groupby(["pattern", "sample"]).size().rename("n_cells").reset_index()
-    return patterns, markers, residuals, counted, cells
+    splits = cells.groupby("sample").size().rename("n_cells").reset_index()
+    return patterns, markers, residuals, counted, cells, splits
 
 
 def test_each_pattern_brings_its_first_markers_up_and_down():
@@ -64,8 +65,7 @@ def test_many_patterns_still_fit():
 
 
 def test_source_data_hold_what_is_drawn():
-    patterns, markers, residuals, sizes, cells = tables()
-    _, data, _ = draw(patterns, markers, residuals, sizes, cells)
+    _, data, _ = draw(*tables())
     a = data[data["panel"] == "a"].set_index(["pattern", "gene"])["mean_residual"]
     assert a["P1", "P1up0"] == 5.0
     assert a["P2", "P1up0"] == 0.0
@@ -111,8 +111,8 @@ def test_every_run_has_a_figure_of_two_columns(shape, tmp_path):
 @pytest.mark.parametrize("samples", [["NA", "7", "nan"], ["1", "02"]])
 def test_samples_groups_and_genes_may_be_called_na_or_7(samples, tmp_path):
     run = write_fake_run(tmp_path / "run", n_cells=200, share_odd=0.3, gene="NA", group="null")
-    for name in ("sizes.tsv", "cells.parquet"):
-        path = run / "patterns" / name
+    of_run = run / "preprocess/splits.tsv"
+    for path in (*(run / "patterns" / name for name in ("sizes.tsv", "cells.parquet")), of_run):
         if path.suffix == ".tsv":
             table = pd.read_csv(path, sep="\t", keep_default_na=False)
             table["sample"] = np.resize(samples, len(table))
@@ -122,7 +122,8 @@ def test_samples_groups_and_genes_may_be_called_na_or_7(samples, tmp_path):
             table.assign(sample=np.resize(samples, len(table))).to_parquet(path)
     inputs = {name: str(run / f"patterns/{name}.tsv") for name in ("patterns", "markers", "sizes")}
     inputs |= {name: str(run / f"patterns/{name}.parquet") for name in ("residuals", "cells")}
-    output = {"pdf": "p.pdf", "svg": "p.svg", "png": "p.png", "table": "p.tsv"}
+    inputs["splits"] = str(of_run)
+    output = {"pdf": "p.pdf", "svg": "p.svg", "png": "p.png", "table": "p.tsv", "alt": "p.txt"}
     written = run_script("plot_patterns", tmp_path, inputs, output, {})
     data = pd.read_csv(written["table"], sep="\t", dtype=str, keep_default_na=False)
     sizes = pd.read_csv(run / "patterns/sizes.tsv", sep="\t", dtype=str, keep_default_na=False)

@@ -239,7 +239,7 @@ TESTED_TOGETHER = {
     "cell_ranger": "test_count_formats",
     "dense_formats": "test_count_formats",
     "embed_cells": "test_whole_run",
-    "figure_style": "test_figures",
+    "figure_style": "test_publication",
     "report_tables": "test_write_report",
     "model_inputs": "test_bad_input",
     "evidence_channels": "test_detect_anomalies",

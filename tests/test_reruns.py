@@ -32,7 +32,8 @@ READ_BY = {
     "filter_cells": "plot_qc select_features compute_library_size write_report",
     "select_features": "compute_library_size train_vae choose_likelihood prune_latent embed_cells "
     "measure_evidence detect_anomalies detect_anomalies_again plot_latent annotate_counts "
-    "score_genes score_doublets explain_anomalies choose_held_group check_injected write_report",
+    "score_genes score_doublets explain_anomalies choose_held_group check_injected write_report "
+    "plot_anomalies plot_patterns",
     "compute_library_size": "train_vae choose_likelihood prune_latent embed_cells measure_evidence "
     "detect_anomalies detect_anomalies_again annotate_counts plot_library_size score_genes "
     "score_doublets explain_anomalies choose_held_group check_injected write_report",
@@ -231,6 +232,7 @@ FILES = {
     f"{SCRIPTS}/make_bulk_example.py": "",
     f"{SCRIPTS}/train_vae.py": "train_vae prune_latent",
     f"{SCRIPTS}/compute_umap.py": "compute_umap annotate_counts",
+    f"{SCRIPTS}/plot_latent.py": "plot_latent plot_anomalies",
     f"{SCRIPTS}/job.py": ALL,
     f"{SCRIPTS}/damaged_files.py": ALL,
     f"{SCRIPTS}/cell_ranger.py": "import_counts",
@@ -414,7 +416,7 @@ def test_more_betas_or_seeds_bring_their_own_jobs_only(setting, plans):
 
 
 def test_cells_taken_for_samples_are_joined_anew(plans):
-    assert plans[AS_BULK] == jobs_after("select_features") - OF_CELLS
+    assert plans[AS_BULK] == jobs_after("select_features plot_qc") - OF_CELLS
 
 
 def test_every_setting_is_in_a_table():

@@ -74,6 +74,7 @@ rule plot_qc:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_qc.py"),
     script:
         "../scripts/plot_qc.py"
@@ -94,6 +95,7 @@ rule plot_library_size:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_library_size.py"),
     script:
         "../scripts/plot_library_size.py"
@@ -116,6 +118,7 @@ rule plot_training:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_training.py"),
     script:
         "../scripts/plot_training.py"
@@ -138,6 +141,7 @@ rule plot_pruning:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_pruning.py"),
     script:
         "../scripts/plot_pruning.py"
@@ -160,6 +164,7 @@ rule plot_latent:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_latent.py"),
     script:
         "../scripts/plot_latent.py"
@@ -169,6 +174,7 @@ rule plot_anomalies:
     input:
         cells=f"{RUN}/anomaly/cells.parquet",
         summary=f"{RUN}/anomaly/summary.json",
+        counts=f"{RUN}/preprocess/counts.h5ad",
     output:
         **figure_files("anomalies", "Anomalies", "Scores, p-values, anomalies a sample"),
     log:
@@ -181,6 +187,7 @@ rule plot_anomalies:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_anomalies.py"),
     script:
         "../scripts/plot_anomalies.py"
@@ -193,6 +200,7 @@ rule plot_patterns:
         sizes=f"{RUN}/patterns/sizes.tsv",
         residuals=f"{RUN}/patterns/residuals.parquet",
         cells=f"{RUN}/patterns/cells.parquet",
+        splits=f"{RUN}/preprocess/splits.tsv",
     output:
         **figure_files("patterns", "Anomalies", "Patterns of flagged cells"),
     log:
@@ -251,6 +259,7 @@ if BETAS:
             mem_mb=memory,
             runtime=minutes,
         params:
+            observations=config["observations"],
             code=code("plot_rate_distortion.py"),
         script:
             "../scripts/plot_rate_distortion.py"

@@ -1,41 +1,56 @@
 """How every figure looks, and how it is written: one style, four files, the same bytes again.
 
 Figures are built from :class:`matplotlib.figure.Figure` without pyplot, so no figure stays open
-and no setting outlives the drawing. All are as wide as two columns of a
-journal (183 mm), with text of 5.5 to 7 pt; height grows with the number of samples.
+and no setting outlives the drawing. They are as wide as one column of a journal (89 mm: one panel)
+or two (183 mm), at most a page high, with text of 5.5 to 7 pt.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from job import write_atomically, write_tsv
 
-WIDTH = 183.0  # mm, two columns of a journal; all figures have several panels
+COLUMN, PAGE = 89.0, 183.0  # mm, one and two columns of a journal
+MAX_HEIGHT = 240.0  # mm, of the 247 that a page has
 ROW_HEIGHT = 4.0  # mm for one sample in a list of samples
 MAX_TALL_ROWS = 8  # samples up to which a row holds two lines of text
+MAX_ROWS = 40  # samples that fit a page below other panels; the source data has them all
 MM_PER_INCH = 25.4
-MAX_VECTOR_MARKS = 20_000  # above this, editors choke on the points: they become an image
+MAX_VECTOR_MARKS = 20_000  # of a figure; above this, editors choke on the points: an image instead
+FEW_MARKS = 500  # a set of points that stays vector where the others become an image
+
+# What a row of the sample table is called, by config observations: of bulk counts it has samples.
+OF_TABLE = {"cells": "sample", "samples": "group"}
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), told apart with any colour vision.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILLION, YELLOW, BLACK = "#56B4E9", "#D55E00", "#F0E442", "#000000"
-GREY, LIGHT_GREY = "#7F7F7F", "#C9C9C9"
+GREY, LIGHT_GREY, WINE = "#7F7F7F", "#C9C9C9", "#882255"
 ANOMALY = VERMILLION
-ROLES = {"reference": GREY, "query": BLUE, "reference and query": PURPLE}
-SPLITS = {"train": GREY, "validation": PURPLE, "calibration": GREEN, "query": BLUE}
+KEPT = {True: SKY, False: WINE}
+# Each has a lightness of its own, so that a print in greys tells them apart too.
+ROLES = {"reference": "#ADADAD", "query": BLUE}
+SPLITS = {"train": "#ADADAD", "validation": PURPLE, "calibration": GREEN, "query": BLUE}
+# The first six are theirs. Each further one is the colour farthest from all before it, from grey,
+# white and ANOMALY under normal vision, protanopia, deuteranopia and tritanopia (CAM02-UCS): the
+# nearest two of the 20 are 10 apart, of the first 12 they are 11 apart.
 CATEGORIES = (
-    *(BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, "#882255", "#44AA99", "#332288", "#999933"),
-    *("#AA4499", "#117733", "#88CCEE", "#DDCC77", "#CC6677", "#661100", "#6699CC", "#AAAA00"),
-    *("#4D4D4D", "#B5B5B5"),
+    *(BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, "#6D0000", "#493149", "#24249E", "#924931"),
+    *("#6D556D", "#9EDB92", "#31E7FF", "#9279FF", "#79B66D", "#613131", "#3D31DB", "#C29E9E"),
+    *("#AA6D49", "#C22492"),
 )
 OTHER = "other"
 
@@ -91,6 +106,8 @@ NO_DATES = {
     "png": {"Software": None},
 }
 
+DESCRIPTION = {"pdf": "Subject", "svg": "Description", "png": "Description"}
+
 # Each machine lacks some of the fonts in the list; a warning for each text says nothing new.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
@@ -104,26 +121,40 @@ def style():
         yield
 
 
-def new_figure(mosaic: list[list[str]], height: float, **layout) -> tuple[Figure, dict[str, Axes]]:
-    """A figure of 183 mm x ``height`` mm with the named panels; call it within the style."""
-    figure = Figure(figsize=(WIDTH / MM_PER_INCH, height / MM_PER_INCH), layout="constrained")
+def new_figure(mosaic: list[list], height: float, **layout) -> tuple[Figure, dict[str, Axes]]:
+    """A figure ``height`` mm high with the named panels; call it within the style."""
+    figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.04, hspace=0.05)
     axes = figure.subplot_mosaic(mosaic, empty_sentinel=".", **layout)
+    width = COLUMN if len(axes) == 1 else PAGE
+    figure.set_size_inches(width / MM_PER_INCH, min(height, MAX_HEIGHT) / MM_PER_INCH)
     return figure, axes
 
 
 def letter_panels(axes: Iterable[Axes]) -> None:
-    """Put a, b, c ... before the panels' titles, as journals want them."""
-    for letter, ax in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
+    """Put a, b, c ... before the panels' titles, as journals want them; none on a lone panel."""
+    axes = list(axes)
+    for letter, ax in zip(
+        "abcdefghijklmnopqrstuvwxyz", axes if len(axes) > 1 else [], strict=False
+    ):
         title = ax.get_title(loc="left")
         ax.set_title(f"$\\mathbf{{{letter}}}$  {title}".rstrip(), loc="left")
 
 
 def rows_height(n_rows: int, least: float = 45.0) -> float:
-    """Height in mm of a panel that lists ``n_rows`` samples below each other."""
+    """Height in mm of a panel that lists ``n_rows`` samples below each other, at most MAX_ROWS."""
+    n_rows = min(n_rows, MAX_ROWS)
     height = ROW_HEIGHT if n_rows > MAX_TALL_ROWS else 2 * ROW_HEIGHT
     return max(least, 18.0 + height * n_rows)
+
+
+def first_rows(names: Iterable[str], worth: Mapping[str, float]) -> list[str]:
+    """At most MAX_ROWS of the names, those of the largest ``worth``, in the order they came."""
+    names = list(names)
+    # Stable: of equals those that came first.
+    chosen = set(sorted(names, key=lambda name: -worth[name])[:MAX_ROWS])
+    return [name for name in names if name in chosen]
 
 
 def shorten(name: object, length: int = 22) -> str:
@@ -135,61 +166,79 @@ def shorten(name: object, length: int = 22) -> str:
     return text.replace("$", r"\$")
 
 
+def _natural(name: str) -> list:
+    """Sort key that puts donor9 before donor10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
 def category_colours(values: pd.Series, most: int = 12) -> dict[str, str]:
     """A colour for each category, the largest first; past ``most`` the rest share ``other``.
 
-    A colour goes by the category's place in the sorted names, so it is the same in every figure.
+    It is the same in every figure that gives all ``values`` of the run, not only those it shows.
     """
     sizes = values.astype(str).value_counts()
     sizes = sizes.sort_index().sort_values(ascending=False, kind="stable")
-    names = sorted(sizes.index if len(sizes) <= most else sizes.index[: most - 1])
+    names = sizes.index if len(sizes) <= most else sizes.index[: most - 1]
+    names = sorted(names, key=_natural)
     colours = dict(zip(names, CATEGORIES, strict=False))
     if len(sizes) > most:
         colours[OTHER] = LIGHT_GREY
     return colours
 
 
-def scatter(ax: Axes, x, y, **style) -> None:
-    """Points without outlines, as an image inside the figure when there are very many."""
-    n = len(x)
-    size = style.pop("s", float(np.clip(4000 / max(n, 1), 0.6, 8)))
-    options = {"s": size, "linewidths": 0, "rasterized": n > MAX_VECTOR_MARKS} | style
-    ax.scatter(x, y, **options)
+def scatter(ax: Axes, x, y, **style) -> PathCollection:
+    """Points without outlines, the smaller the more there are; options as ``Axes.scatter``."""
+    size = float(np.clip(4000 / max(len(x), 1), 0.6, 8))
+    return ax.scatter(x, y, **({"s": size, "linewidths": 0} | style))
+
+
+def colours_of(categories: pd.Series, colours: Mapping[str, str]) -> np.ndarray:
+    """The colour of each value, grey where it has none (values, 4)."""
+    codes, names = pd.factorize(categories)
+    return to_rgba_array([colours.get(name, LIGHT_GREY) for name in names] + [LIGHT_GREY])[codes]
+
+
+def plain_number(value: float, _=None) -> str:
+    """1.5 M, 20,000, −3 and 0.00001, never 1e+06 or −0; also as a tick formatter."""
+    size = abs(value)
+    text = f"{size / 1e6:g} M" if size >= 1e6 else f"{size:,.0f}" if size >= 1e3 else f"{size:g}"
+    if "e-" in text:
+        text = f"{size:.10f}".rstrip("0").rstrip(".")
+    return f"−{text}" if value < 0 else text
 
 
 def log_axis(axis) -> None:
     """A logarithmic axis whose labels are plain numbers and do not run into each other."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
+    if high < 1.5 * low:  # equal values: a range on which they can be placed
+        low, high = low / 1.25, high * 1.25
+        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
     decades = np.log10(high / low)
-    steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(subs=steps, numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    steps = (1.0, 2.0, 5.0) if decades > 0.9 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    if decades > 1.4:
+        steps = (1.0,) if decades > 2.5 else (1.0, 3.0)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=7))
+    axis.set_major_formatter(FuncFormatter(plain_number))
     axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=12))
     axis.set_minor_formatter(NullFormatter())
 
 
-def jitter_rows(ax: Axes, rows: list[np.ndarray], colours: list[str], rng, **style) -> None:
-    """Row i: every value as a point, moved up or down at random so that few hide each other."""
-    sizes = [len(row) for row in rows]
-    n_cells = sum(sizes)
-    if n_cells:
-        place = np.repeat(np.arange(len(rows)), sizes) + rng.uniform(-0.3, 0.3, n_cells)
-        point_colours = np.repeat(np.array(colours, dtype=object), sizes)
-        fade = float(np.clip(300 / max(sizes), 0.08, 0.45))
-        options = {"alpha": fade, "c": list(point_colours)} | style
-        scatter(ax, np.concatenate(rows), place, **options)
+def jitter_rows(ax: Axes, row: np.ndarray, value: np.ndarray, rng, **style) -> None:
+    """Every value as a point in its row, moved up or down at random so that few hide each other."""
+    if len(value):
+        fade = float(np.clip(400 / np.bincount(row).max(), 0.08, 0.8))
+        scatter(ax, value, row + rng.uniform(-0.3, 0.3, len(row)), **({"alpha": fade} | style))
 
 
-def strip_and_box(ax: Axes, rows: list[np.ndarray], colours: list[str], rng) -> None:
-    """Row i: every value as a jittered point, and a box (quartiles, whiskers at 5 and 95 %)."""
-    jitter_rows(ax, rows, colours, rng)
-    large = [i for i, row in enumerate(rows) if len(row) >= 5]  # quartiles of fewer say nothing
-    if not large:
+def box_rows(ax: Axes, row: np.ndarray, value: np.ndarray) -> None:
+    """A box in each row: quartiles and median, whiskers at 5 and 95 %."""
+    large = np.flatnonzero(np.bincount(row) >= 5)  # quartiles of fewer say nothing
+    if not len(large):
         return
     line = {"color": BLACK, "linewidth": 0.6}
     ax.boxplot(
-        [rows[i] for i in large],
+        [value[row == i] for i in large],
         positions=large,
         orientation="horizontal",
         whis=(5, 95),
@@ -214,10 +263,21 @@ def list_rows(ax: Axes, names: list[str], notes: list[str]) -> None:
     ax.spines["left"].set_visible(False)
 
 
+def headroom(ax: Axes, share: float) -> None:
+    """Leave the upper ``share`` of a panel to its legend, where no datum can lie under it."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, low + (high - low) / (1 - share))
+
+
+def numbered(n: int, of: str) -> str:
+    """1 sample, 2 samples, 1,234 cells; ``of``: the plural."""
+    return f"{n:,} {of.removesuffix('s') if n == 1 else of}"
+
+
 def say(ax: Axes, text: str) -> None:
     """A panel that has nothing to show says why, instead of standing empty."""
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=GREY)
-    ax.set(xticks=[], yticks=[])
+    ax.set_axis_off()
 
 
 def panels_table(panels: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -229,16 +289,35 @@ def panels_table(panels: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return stacked[["panel", *[name for name in stacked.columns if name != "panel"]]]
 
 
+def rasterise(figure: Figure) -> None:
+    """Where a figure has more than MAX_VECTOR_MARKS points, its large sets become an image."""
+    sets = [artist for ax in figure.axes for artist in ax.collections]
+    sizes = [
+        len(points.get_offsets()) if isinstance(points, PathCollection) else 0 for points in sets
+    ]
+    if sum(sizes) > MAX_VECTOR_MARKS:
+        for points, size in zip(sets, sizes, strict=True):
+            points.set_rasterized(size > FEW_MARKS)
+
+
 @style()
 def save_figure(figure: Figure, table: pd.DataFrame, alt: str, outputs) -> None:
     """Write ``outputs.pdf``, ``.svg``, ``.png`` (300 dpi), the source data ``.table``, ``.alt``.
 
-    ``alt``: what the figure shows, in a few sentences with its numbers, for who cannot see it.
+    ``alt``: what the figure shows, in a few sentences with its numbers, for who cannot see it. It
+    is also in the metadata of each file.
     """
+    rasterise(figure)
+    # Laid out once: the three files are alike, and it takes longer than to write one.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     for kind in ("pdf", "svg", "png"):
+        metadata = NO_DATES[kind] | {"Title": Path(outputs.pdf).stem, DESCRIPTION[kind]: alt}
         write_atomically(
             getattr(outputs, kind),
-            lambda path, kind=kind: figure.savefig(path, format=kind, metadata=NO_DATES[kind]),
+            lambda path, kind=kind, metadata=metadata: figure.savefig(
+                path, format=kind, metadata=metadata
+            ),
         )
     write_tsv(table, outputs.table)
     write_atomically(outputs.alt, lambda path: path.write_text(alt + "\n", encoding="utf-8"))

@@ -7,28 +7,38 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from figure_style import (
+    MAX_TALL_ROWS,
+    OF_TABLE,
     ROLES,
+    box_rows,
+    colours_of,
+    first_rows,
+    headroom,
+    jitter_rows,
     letter_panels,
     list_rows,
     log_axis,
     new_figure,
+    numbered,
     rows_height,
     save_figure,
-    strip_and_box,
     style,
 )
 from job import job
 
-LABEL = "Library size (molecules per cell)"
 
-
-def role_of_samples(cells: pd.DataFrame) -> dict[str, str]:
-    """``reference``, ``query`` or ``reference and query`` for each sample."""
-    roles = cells.groupby("sample")["role"].agg(lambda role: sorted(set(role)))
-    return {
-        sample: "reference and query" if len(found) > 1 else found[0]
-        for sample, found in roles.items()
-    }
+def _draw_samples(ax: Axes, table: pd.DataFrame, samples: list[str]) -> None:
+    """Each cell in the colour of its role, in random order so that neither role hides the other."""
+    rng = np.random.default_rng(0)
+    shown = table[table["sample"].isin(samples)]
+    shown = shown.iloc[rng.permutation(len(shown))]
+    row = pd.Index(samples).get_indexer(shown["sample"])
+    size = shown["library_size"].to_numpy()
+    jitter_rows(ax, row, size, rng, c=colours_of(shown["role"], ROLES))
+    box_rows(ax, row, size)
+    log_axis(ax.xaxis)
+    n = shown["sample"].value_counts()
+    list_rows(ax, samples, [f"n = {n[name]:,}" for name in samples])
 
 
 def _draw_pooled(ax: Axes, table: pd.DataFrame) -> None:
@@ -39,41 +49,72 @@ def _draw_pooled(ax: Axes, table: pd.DataFrame) -> None:
         sizes = table.loc[table["role"] == role, "library_size"]
         if len(sizes):
             share = 100 * np.histogram(sizes, edges)[0] / len(sizes)
-            ax.stairs(share, edges, color=colour, fill=True, alpha=0.25)
-            ax.stairs(share, edges, color=colour, lw=0.9, label=f"{role} (n = {len(sizes):,})")
+            label = f"{role} (n = {len(sizes):,})"
+            if role == "reference":  # filled, and the other a line, so that a print tells them
+                ax.stairs(share, edges, color=colour, fill=True, label=label)
+            else:
+                ax.stairs(share, edges, color=colour, lw=0.9, label=label)
     log_axis(ax.xaxis)
-    ax.set(xlabel=LABEL, ylabel="Cells (% of the role)", title="All samples, by role")
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    ax.set_ylim(0, ax.get_ylim()[1] * 1.3)
+    ax.set_ylim(bottom=0)
+    headroom(ax, 0.22)
     ax.legend(loc="upper left")
 
 
+def _describe(table: pd.DataFrame, observations: str) -> str:
+    """The alt text: the median and range of each role, the deepest and the shallowest sample."""
+    one = observations.removesuffix("s")
+    text = f"Library sizes of {numbered(len(table), observations)}."
+    for role, sizes in table.groupby("role")["library_size"]:
+        low, middle, high = sizes.quantile([0.05, 0.5, 0.95])
+        text += (
+            f" {role.capitalize()} (n = {len(sizes):,}): median {middle:,.0f} "
+            f"counts per {one}, 90 % between {low:,.0f} and "
+            f"{high:,.0f}."
+        )
+    medians = table.groupby("sample")["library_size"].median()
+    if len(medians) > 1:
+        text += (
+            f" Of {len(medians):,} {OF_TABLE[observations]}s the median is smallest in "
+            f"{medians.idxmin()} ({medians.min():,.0f}) and largest in "
+            f"{medians.idxmax()} ({medians.max():,.0f})."
+        )
+    return text
+
+
 @style()
-def draw(library_size: pd.DataFrame) -> tuple[Figure, pd.DataFrame, str]:
-    """One row a sample (points, quartiles, 5 to 95 %) beside the pooled histogram of each role."""
-    table = library_size[["cell_id", "sample", "library_size", "role"]].copy()
-    roles = role_of_samples(table)
-    samples = list(dict.fromkeys(table["sample"]))
-    height = rows_height(len(samples))
-    # Beside a long list of samples the histogram keeps its shape and leaves the rest empty.
-    mosaic = [["samples", "pooled"], ["samples", "."]] if height > 90 else [["samples", "pooled"]]
-    ratios = {"height_ratios": [60, height - 60]} if height > 90 else {}
-    figure, axes = new_figure(mosaic, height, **ratios)
-    ax = axes["samples"]
-    rows = [table.loc[table["sample"] == name, "library_size"].to_numpy() for name in samples]
-    colours = [ROLES[roles[name]] for name in samples]
-    strip_and_box(ax, rows, colours, np.random.default_rng(0))
-    log_axis(ax.xaxis)
-    ax.set(xlabel=LABEL, title="Each sample")
-    list_rows(ax, samples, [f"n = {len(row):,}" for row in rows])
+def draw(
+    library_size: pd.DataFrame, observations: str = "cells"
+) -> tuple[Figure, pd.DataFrame, str]:
+    """One row a sample (points, quartiles, 5 to 95 %) beside the pooled histogram of each role.
+
+    ``observations``: what a row of the counts is, cells or samples. Of more samples than fit a
+    page those are shown whose median is farthest from that of all.
+    """
+    table = library_size[["cell_id", "sample", "library_size", "role"]]
+    table = table.assign(sample=table["sample"].astype(str), role=table["role"].astype(str))
+    log_size = np.log(table["library_size"])
+    apart = (log_size.groupby(table["sample"]).median() - log_size.median()).abs()
+    samples = first_rows(dict.fromkeys(table["sample"]), apart)
+    height, of = rows_height(len(samples)), OF_TABLE[observations]
+    if len(samples) > MAX_TALL_ROWS:
+        ratios = {"height_ratios": [height, 50]}
+        figure, axes = new_figure([["samples"], ["pooled"]], height + 50, **ratios)
+    else:
+        figure, axes = new_figure([["samples", "pooled"]], height)
+    _draw_samples(axes["samples"], table, samples)
     _draw_pooled(axes["pooled"], table)
+    few = f"{len(samples)} of {len(apart)} {of}s, those farthest from the median"
+    axes["samples"].set_title(few if len(samples) < len(apart) else f"Each {of}")
+    axes["pooled"].set(title=f"All {of}s, by role", ylabel=f"Share of {observations} (%)")
+    for ax in axes.values():
+        ax.set_xlabel(f"Library size (counts per {observations.removesuffix('s')})")
     letter_panels(axes.values())
-    alt = f"Library sizes of {len(table):,} cells in {len(samples):,} samples."
-    return figure, table, alt
+    return figure, table, _describe(table, observations)
 
 
 if __name__ == "__main__":
     with job(snakemake) as log:
         sizes = pd.read_parquet(snakemake.input.library_size)
-        save_figure(*draw(sizes), snakemake.output)
+        save_figure(*draw(sizes, snakemake.params.observations), snakemake.output)
         log.info("%d cells", len(sizes))

@@ -69,13 +69,14 @@ def _draw_heatmap(ax: Axes, table: pd.DataFrame, names: list[str], notes: list[s
     bar.outline.set_visible(False)
 
 
-def _draw_sizes(ax: Axes, sizes: pd.DataFrame, rows: list[str]) -> None:
+def _draw_sizes(ax: Axes, sizes: pd.DataFrame, rows: list[str], colours: dict[str, str]) -> None:
     table = sizes.groupby(["pattern", "sample"])["n_cells"].sum().unstack(fill_value=0)
-    colours = category_colours(sizes.loc[sizes.index.repeat(sizes["n_cells"]), "sample"])
     table = table.T.groupby(lambda name: name if name in colours else "other").sum().T
     table = table.reindex(rows, fill_value=0)
     left = np.zeros(len(rows))
     for name, colour in colours.items():
+        if name not in table:
+            continue
         width = table[name].to_numpy()
         ax.barh(range(len(rows)), width, left=left, color=colour, height=0.7, label=shorten(name))
         left += width
@@ -86,7 +87,7 @@ def _draw_sizes(ax: Axes, sizes: pd.DataFrame, rows: list[str]) -> None:
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(0, max(left.max(), 1) * 1.15)
     ax.set(title="Cells by sample", xlabel="Flagged cells")
-    if len(colours) > 1:
+    if table.shape[1] > 1:
         ax.legend(loc="lower right")
 
 
@@ -112,9 +113,12 @@ def _draw_causes(ax: Axes, cells: pd.DataFrame, rows: list[str]) -> pd.DataFrame
 @style()
 def draw(
     patterns: pd.DataFrame, markers: pd.DataFrame, residuals: pd.DataFrame,
-    sizes: pd.DataFrame, cells: pd.DataFrame,
+    sizes: pd.DataFrame, cells: pd.DataFrame, splits: pd.DataFrame,
 ) -> tuple[Figure, pd.DataFrame, str]:  # fmt: skip
-    """The tables of the folder patterns/; ``residuals``: residuals.parquet."""
+    """The tables of the folder patterns/; ``residuals``: residuals.parquet.
+
+    ``splits``: preprocess/splits.tsv, from which each sample has its colour of the other figures.
+    """
     shown = patterns.head(MOST_PATTERNS)
     names = list(shown["pattern"])
     genes = chosen_genes(markers, names)
@@ -136,7 +140,8 @@ def draw(
     else:
         say(axes["genes"], "no pattern" if not names else "no marker genes")
     if rows:
-        _draw_sizes(axes["sizes"], sizes, rows)
+        of_cells = splits.loc[splits.index.repeat(splits["n_cells"]), "sample"]
+        _draw_sizes(axes["sizes"], sizes, rows, category_colours(of_cells))
         tables["b"] = sizes[sizes["pattern"].isin(rows)]
         tables["c"] = _draw_causes(axes["causes"], cells, rows)
     else:
@@ -152,8 +157,9 @@ if __name__ == "__main__":
         source = snakemake.input
         # A sample, a group or a gene may be called NA or 7.
         text = {"sep": "\t", "keep_default_na": False, "dtype": dict.fromkeys(TEXTS, str)}
-        tables = [pd.read_csv(source[name], **text) for name in ("patterns", "markers", "sizes")]
+        names = ("patterns", "markers", "sizes", "splits")
+        patterns, markers, sizes, splits = (pd.read_csv(source[name], **text) for name in names)
         residuals, cells = (pd.read_parquet(source[name]) for name in ("residuals", "cells"))
-        patterns, markers, sizes = tables
-        save_figure(*draw(patterns, markers, residuals, sizes, cells), snakemake.output)
+        drawn = draw(patterns, markers, residuals, sizes, cells, splits)
+        save_figure(*drawn, snakemake.output)
         log.info("%d patterns", len(patterns))

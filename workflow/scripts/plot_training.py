@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from figure_style import (
     BLUE,
@@ -13,15 +14,19 @@ from figure_style import (
     LIGHT_GREY,
     ORANGE,
     SPLITS,
+    headroom,
     letter_panels,
     new_figure,
+    numbered,
     panels_table,
+    plain_number,
     save_figure,
     say,
     style,
 )
 from job import job, read_json
 
+LEGEND = 0.4  # share of the height of the first panel, below the curves
 DEPTHS = LinearSegmentedColormap.from_list("depths", [LIGHT_GREY, BLUE])
 
 
@@ -49,9 +54,9 @@ def _mark_steps(ax: Axes, summary: dict) -> None:
         ("best_step", "best step", "--"),
     ):
         if summary.get(key) is not None:
-            ax.axvline(
-                summary[key], color=GREY, lw=0.7, ls=line, label=f"{label} ({summary[key]:,})"
-            )
+            # Above the legend.
+            label = f"{label} ({summary[key]:,})"
+            ax.axvline(summary[key], LEGEND, color=GREY, lw=0.7, ls=line, label=label)
 
 
 def _draw_kl(ax: Axes, kl: pd.DataFrame) -> None:
@@ -66,31 +71,61 @@ def _draw_kl(ax: Axes, kl: pd.DataFrame) -> None:
         steps = by_dimension.index.to_series()
         _draw_line(ax, steps, line, color=DEPTHS(last[dimension] / top), lw=0.7)
     ax.set_ylim(bottom=0)
+    headroom(ax, 0.16)
     note = f"{len(last)} latent dimensions\ndarker: more KL at the end"
-    ax.text(0.98, 0.97, note, transform=ax.transAxes, ha="right", va="top", fontsize=5.5)
-    ax.set_ylim(top=ax.get_ylim()[1] * 1.2)
+    ax.text(0.98, 0.99, note, transform=ax.transAxes, ha="right", va="top", fontsize=5.5)
 
 
 def _draw_use(ax: Axes, history: pd.DataFrame) -> None:
     """Mutual information on the left axis, active units on the right one."""
     step = history["step"]
     _draw_line(ax, step, history["mutual_information"], color=BLUE, label="mutual information")
-    ax.set_ylim(0, 1.25 * max(float(history["mutual_information"].max()), 0.1))
+    ax.set_ylim(0, max(1.05 * float(history["mutual_information"].max()), 0.1))
+    headroom(ax, 0.2)
     ax.set_ylabel("I(x; z) (nats)")
     right = ax.twinx()
     _draw_line(right, step, history["active_units"], color=ORANGE, ls="--", label="active units")
-    right.set_ylim(0, 1.25 * max(float(history["active_units"].max()), 1))
+    right.set_ylim(0, max(1.05 * float(history["active_units"].max()), 1))
+    headroom(right, 0.2)
+    right.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     right.set_ylabel("Active units (dimensions)")
     right.spines["right"].set_visible(True)
     lines = [*ax.get_lines(), *right.get_lines()]
     ax.legend(lines, [line.get_label() for line in lines], loc="upper right")
 
 
+def _describe(history: pd.DataFrame, kl: pd.DataFrame, summary: dict, observations: str) -> str:
+    """The alt text: how far the ELBO rose, where the best step was, what of z is in use."""
+    one = observations.removesuffix("s")
+    text = f"Training over {numbered(int(history['step'].max()), 'optimiser steps')}."
+    for column, of in (("train", "training"), ("validation", "validation")):
+        elbo = history[f"{column}_elbo"].dropna()
+        if len(elbo):
+            text += f" The ELBO of {of} {observations} ends at {elbo.iloc[-1]:.1f} nats per {one}."
+    if summary.get("best_step") is not None:
+        text += f" The model of step {summary['best_step']:,} was kept."
+    if summary.get("warmup_ends_at_step") is not None:
+        text += f" The KL warm-up ended at step {summary['warmup_ends_at_step']:,}."
+    if len(kl):
+        last = kl.loc[kl["step"] == kl["step"].max(), "kl"]
+        text += f" At the end {(last > 0.05).sum()} of {len(last)} latent dimensions have a KL "
+        text += f"above 0.05 nats, the largest {last.max():.2f}."
+    last = history.iloc[-1]
+    return (
+        f"{text} Mutual information {last['mutual_information']:.2f} nats, "
+        f"{last['active_units']:.0f} active units."
+    )
+
+
 @style()
 def draw(
-    history: pd.DataFrame, kl: pd.DataFrame, summary: dict
+    history: pd.DataFrame, kl: pd.DataFrame, summary: dict, observations: str = "cells"
 ) -> tuple[Figure, pd.DataFrame, str]:
-    """ELBO of training and validation cells, weight of the KL term, KL a dimension, use of z."""
+    """ELBO of training and validation cells, weight of the KL term, KL a dimension, use of z.
+
+    ``observations``: what a row of the counts is, cells or samples.
+    """
+    one = observations.removesuffix("s")
     panels = [["elbo", "beta", "kl", "use"]]
     figure, axes = new_figure(panels, 56, width_ratios=[1.3, 0.75, 1.05, 1.0])
     ax = axes["elbo"]
@@ -103,23 +138,26 @@ def draw(
     label = f"validation (n = {n['validation']})"
     _draw_line(ax, step, history["validation_elbo"], color=SPLITS["validation"], label=label)
     _mark_steps(ax, summary)
-    ax.set_ylim(*elbo_limits(history))
-    ax.set(title="Evidence lower bound", ylabel="ELBO (nats per cell)")
-    ax.legend(loc="center right")
+    ax.yaxis.set_major_formatter(FuncFormatter(plain_number))
+    low, high = elbo_limits(history)
+    ax.set_ylim(low - (high - low) * LEGEND / (1 - LEGEND), high)
+    ax.set(title="Evidence lower bound", ylabel=f"ELBO (nats per {one})")
+    ax.legend(loc="lower right")
     _draw_line(axes["beta"], step, history["beta"], color=GREEN)
     axes["beta"].set(title="Weight of the KL term", ylabel="β (no unit)")
     axes["beta"].set_ylim(-0.04, max(1.08, 1.08 * history["beta"].max()))
     _draw_kl(axes["kl"], kl)
-    axes["kl"].set(title="KL of each dimension", ylabel="KL to the prior (nats per cell)")
+    axes["kl"].set(title="KL of each dimension", ylabel=f"KL to the prior (nats per {one})")
     _draw_use(axes["use"], history)
     axes["use"].set(title="Use of the latent space")
     for panel in axes.values():
         panel.set_xlabel("Optimiser step")
         panel.set_xlim(0, max(float(step.max()), 1.0) * 1.02)
-        panel.locator_params(axis="x", nbins=5)
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        panel.xaxis.set_major_formatter(FuncFormatter(plain_number))
     letter_panels(axes.values())
-    alt = f"Training history of {len(history):,} looks at the ELBO."
-    return figure, panels_table({"history": history, "kl": kl}), alt
+    tables = panels_table({"history": history, "kl": kl})
+    return figure, tables, _describe(history, kl, summary, observations)
 
 
 if __name__ == "__main__":
@@ -127,5 +165,6 @@ if __name__ == "__main__":
         history = pd.read_parquet(snakemake.input.history)
         kl = pd.read_parquet(snakemake.input.kl)
         summary = read_json(snakemake.input.summary)
-        save_figure(*draw(history, kl, summary), snakemake.output)
+        drawn = draw(history, kl, summary, snakemake.params.observations)
+        save_figure(*drawn, snakemake.output)
         log.info("%d rows of history", len(history))
