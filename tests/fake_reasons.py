@@ -149,7 +149,12 @@ def _write_genes(run: Path, query: pd.DataFrame, reasons: pd.DataFrame, is_bulk:
 
 def _write_gene_panels(run: Path, hits: pd.DataFrame, cells: pd.DataFrame, n: int) -> None:
     """Where 40 tests of each of ``n`` cells lie, and the leading two genes in all cells."""
-    places = [("counts", 0.05, 0.0), ("counts", 0.3, 0.35), ("volcano", -0.3, 0.2), ("volcano", 1, 2)]
+    places = [
+        ("counts", 0.05, 0.0),
+        ("counts", 0.3, 0.35),
+        ("volcano", -0.3, 0.2),
+        ("volcano", 1, 2),
+    ]
     density = pd.DataFrame(places if n else [], columns=["plane", "x", "y"])
     save(density.assign(n_tests=20 * n), run / "genes/density.tsv")
     genes = hits["gene"].value_counts().index[:2] if len(hits) else []
@@ -208,7 +213,9 @@ def _write_patterns(run: Path, reasons: pd.DataFrame, gene: str, group: str) -> 
     markers["q_value"] = 1e-20 * 10.0 ** markers["gene"].map(genes.index)
     save(markers, run / "patterns/markers.tsv")
     inside = reasons.loc[reasons["pattern"] != "", ["pattern", "cell_id"]]
-    residuals = inside.merge(markers[["gene", "mean_residual"]].drop_duplicates("gene"), how="cross")
+    residuals = inside.merge(
+        markers[["gene", "mean_residual"]].drop_duplicates("gene"), how="cross"
+    )
     residuals = residuals.rename(columns={"mean_residual": "residual"})
     save(residuals, run / "patterns/residuals.parquet")
     counted = reasons.assign(pattern=reasons["pattern"].replace("", "no pattern"))

@@ -262,7 +262,11 @@ def test_the_strength_of_a_kind_rises_and_its_name_says_it():
         values = [kind.value for kind in KINDS if kind.kind == name]
         assert len(values) >= 3 and values == sorted(set(values))
     named = {kind.strength: kind.value for kind in KINDS}
-    assert (named["z = 12"], named["20 genes, 4-fold"], named["half of the counts"]) == (12, 20, 0.5)
+    assert (named["z = 12"], named["20 genes, 4-fold"], named["half of the counts"]) == (
+        12,
+        20,
+        0.5,
+    )
 
 
 def test_samples_are_no_doublets_and_a_program_is_at_most_half_of_the_genes():

@@ -27,7 +27,7 @@ def tables(sizes=(8, 4), alone=3, samples=("S1", "S2")):
     """The tables of a run with patterns of so many cells and ``alone`` cells in none."""
     names = [f"P{k}" for k in range(1, len(sizes) + 1)]
     patterns = pd.DataFrame({"pattern": names, "n_cells": sizes, "nearest_reference": "CD4 T"})
-    patterns["label"] = patterns["pattern"] + "up0+"
+    patterns["label"] = [f"{name}up0+" for name in names]
     markers = pd.DataFrame(
         [
             (name, f"{name}{side}{g}", side)
@@ -56,11 +56,11 @@ def tables(sizes=(8, 4), alone=3, samples=("S1", "S2")):
 def test_each_pattern_brings_its_first_markers_up_and_down():
     _, markers, *_ = tables()
     genes = chosen_genes(markers, ["P1", "P2"])
-    assert genes[:7] == [f"P1up{g}" for g in range(7)]
-    assert genes[7:10] == [f"P1down{g}" for g in range(3)]
-    assert genes[10] == "P2up0"
+    assert genes[:10] == [f"P1up{g}" for g in range(10)]
+    assert genes[10:15] == [f"P1down{g}" for g in range(5)]
+    assert genes[15] == "P2up0"
     shared = markers.assign(gene=markers["gene"].str[2:])
-    assert chosen_genes(shared, ["P1", "P2"]) == [gene[2:] for gene in genes[:10]]
+    assert chosen_genes(shared, ["P1", "P2"]) == [gene[2:] for gene in genes[:15]]
 
 
 def test_many_patterns_still_fit():
@@ -156,7 +156,7 @@ def test_samples_groups_and_genes_may_be_called_na_or_7(samples, tmp_path):
             table.assign(sample=np.resize(samples, len(table))).to_parquet(path)
     inputs = {name: str(run / f"patterns/{name}.tsv") for name in ("patterns", "markers", "sizes")}
     inputs |= {name: str(run / f"patterns/{name}.parquet") for name in ("residuals", "cells")}
-    output = {"pdf": "p.pdf", "svg": "p.svg", "png": "p.png", "table": "p.tsv"}
+    output = {"pdf": "p.pdf", "svg": "p.svg", "png": "p.png", "table": "p.tsv", "alt": "p.txt"}
     written = run_script("plot_patterns", tmp_path, inputs, output, {})
     data = pd.read_csv(written["table"], sep="\t", dtype=str, keep_default_na=False)
     sizes = pd.read_csv(run / "patterns/sizes.tsv", sep="\t", dtype=str, keep_default_na=False)

@@ -110,4 +110,6 @@ if __name__ == "__main__":
             "warnings": [],
         }
         write_json(summary, output.summary)
-        log.info("%d samples, median |r| %.2f before, %.2f after", len(obs), left(before), left(after))
+        log.info(
+            "%d samples, median |r| %.2f before, %.2f after", len(obs), left(before), left(after)
+        )

@@ -43,7 +43,7 @@ DEFINING_CELLS = 2000
 GENES_NAMED = 8  # a cell
 DECODED_SHIFT = 0.2  # log2; a smaller shift of the decoded profile is not worth a name
 # Of residuals.parquet: no figure shows more.
-SHOWN_PATTERNS, SHOWN_CELLS, SHOWN_GENES = 20, 300, 10  # genes: a pattern and direction
+SHOWN_PATTERNS, SHOWN_CELLS, SHOWN_GENES = 20, 300, 15  # genes: a pattern and direction
 PARENTS = ["parent_1", "parent_2"]
 RESIDUAL_COLUMNS = ["pattern", "cell_id", "gene", "residual"]
 CELL_COLUMNS = [

@@ -62,7 +62,7 @@ class Density:
 
 
 def top_genes(hits: pd.DataFrame, is_bulk: bool) -> list[str]:
-    """The genes worth a panel: of cells those most often hit, of samples those of the smallest p."""
+    """The genes worth a panel: of cells those most often hit, of samples those of smallest p."""
     genes = hits.groupby("gene")["log10_p"].agg(["size", "min"]).reset_index()
     by = ["min", "gene"] if is_bulk else ["size", "min", "gene"]
     order = genes.sort_values(by, ascending=[name != "size" for name in by], kind="stable")

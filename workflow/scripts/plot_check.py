@@ -64,11 +64,12 @@ def _draw_kind(ax: Axes, of_kind: pd.DataFrame, measure: str) -> None:
     place = strengths.set_index("strength")["place"]
     for i, (method, (colour, mark)) in enumerate(METHODS.items()):
         of = of_kind[(of_kind["measure"] == measure) & (of_kind["method"] == method)]
-        error = np.array([of["mean"] - of["low"], of["high"] - of["mean"]])
+        # Three equal numbers have a mean that may be less than they are.
+        error = np.maximum([of["mean"] - of["low"], of["high"] - of["mean"]], 0.0)
         dodge = (i - 1) * DODGE * (1 if is_scale else 4)
         ax.errorbar(of["strength"].map(place) + dodge, of["mean"], yerr=error,
-                    fmt=f"{mark}-" if is_scale else mark, color=colour, ms=2.8, elinewidth=0.6, lw=0.8,
-                    label=method)  # fmt: skip
+                    fmt=f"{mark}-" if is_scale else mark, color=colour, label=method, ms=2.8,
+                    elinewidth=0.6, lw=0.8)  # fmt: skip
     names = [f"{v:g}" for v in strengths["value"]] if is_scale else strengths["strength"]
     ax.set_xticks(strengths["place"], [fill(shorten(name, 40), NAME_WIDTH) for name in names])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -89,7 +90,11 @@ def draw(draws: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame, str]
         ROW_HEIGHT * len(MEASURES) + FOOT,
         width_ratios=widths,
     )
-    top = {"auroc": 1.0, "power": 1.0, "fdp": max(3 * alpha, *table["high"][table["measure"] == "fdp"], 0)}
+    top = {
+        "auroc": 1.0,
+        "power": 1.0,
+        "fdp": max(3 * alpha, *table["high"][table["measure"] == "fdp"], 0),
+    }
     for measure, label in MEASURES.items():
         for kind in kinds:
             ax = axes[f"{measure} {kind}"]

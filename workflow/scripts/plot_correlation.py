@@ -57,13 +57,17 @@ def _draw_bars(ax: Axes, bars: dict, is_named: bool) -> None:
         rows = [[to_rgb(colours[level]) for level in levels] for levels, colours in bars.values()]
         ax.imshow(np.array(rows), aspect="auto", interpolation="nearest")
     ax.set_xticks([])
-    ax.set_yticks(range(len(bars)), [shorten(name) for name in bars] if is_named else [""] * len(bars))
+    ax.set_yticks(
+        range(len(bars)), [shorten(name) for name in bars] if is_named else [""] * len(bars)
+    )
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
 
 def _draw_heatmap(ax: Axes, matrix: np.ndarray, samples: list[str], is_named: bool):
-    image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    image = ax.imshow(
+        matrix, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
+    )
     ax.set(xticks=[], yticks=[], xlabel=f"Samples (n = {len(samples):,})")
     if is_named and len(samples) <= MOST_NAMES:
         ax.set_yticks(range(len(samples)), [shorten(name, 16) for name in samples], fontsize=5)
@@ -140,9 +144,9 @@ def alt_text(pairs: pd.DataFrame, samples: pd.DataFrame, summary: dict) -> str:
     """What is left of the likeness, in all and within the groups of the first bars."""
     sentences = [
         f"Two heatmaps of the correlations of {summary['n_samples']:,} samples over "
-        f"{summary['n_genes']:,} genes, in the same order: of counts at equal depth the median size "
-        f"is {summary['median_before']:.2f}, and {summary['median_after']:.2f} of what the model's "
-        "expectation leaves over."
+        f"{summary['n_genes']:,} genes, in the same order: of counts at equal depth the median "
+        f"size is {summary['median_before']:.2f}, and {summary['median_after']:.2f} of what the "
+        "model's expectation leaves over."
     ]
     for name in [name for name in samples if name != "cell_id"][:MOST_BARS]:
         of = samples.set_index("cell_id")[name]

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.scale import SymmetricalLogScale
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from figure_style import (
@@ -33,9 +33,16 @@ MOST_LABELS, MOST_OBSTACLES = 12, 3000
 LINEAR_TO = 10.0  # -log10 p up to which its axis is linear; beyond it hits are far apart
 NEAR = 1.5  # points between a mark and its label
 LEAST_EXPECTED = 1e-4  # counts; of less nothing can be missing
+WIDE = 10.0  # expected counts, largest over smallest, of which only decades are named
 HEIGHT, TOP_HEIGHT = 64.0, 52.0  # mm
-PLACES = (("left", "center", 1, 0), ("right", "center", -1, 0), ("center", "bottom", 0, 1),
-          ("center", "top", 0, -1))  # fmt: skip
+# Beside a mark, above and below it, at its corners: how the name is aligned, and where it stands.
+PLACES = [("left", "center", 1, 0), ("right", "center", -1, 0), ("center", "bottom", 0, 1)]
+PLACES += [("center", "top", 0, -1)]
+PLACES += [
+    (ha, va, x, y)
+    for ha, x in (("left", 1), ("right", -1))
+    for va, y in (("bottom", 1), ("top", -1))
+]
 
 
 def gene_table(hits: pd.DataFrame) -> pd.DataFrame:
@@ -90,7 +97,13 @@ def label_points(ax: Axes, points: pd.DataFrame) -> list[str]:
 def from_zero(axis, most: float, linear_to: float) -> None:
     """An axis from 0 to ``most``: linear up to ``linear_to``, so that 0 has a place, then log."""
     linscale = 0.4 if linear_to == 1.0 else 1.5
-    axis.axes.set(**{f"{axis.axis_name}scale": SymmetricalLogScale(axis, linthresh=linear_to, linscale=linscale)})
+    axis.axes.set(
+        **{
+            f"{axis.axis_name}scale": SymmetricalLogScale(
+                axis, linthresh=linear_to, linscale=linscale
+            )
+        }
+    )
     steps = [0.0, *(s * linear_to for s in (0.2, 0.5) if linear_to > 1.0), linear_to]
     decades = int(np.ceil(np.log10(max(most / linear_to, 1.0))))
     within = (1.0, 3.0) if decades <= 3 else (1.0,)
@@ -98,7 +111,7 @@ def from_zero(axis, most: float, linear_to: float) -> None:
     axis.set_major_locator(FixedLocator(sorted({s for s in steps if s <= most})))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axis.axes.set(**{f"{axis.axis_name}lim": (-0.04 * linear_to, 1.3 * most)})
+    axis.axes.set(**{f"{axis.axis_name}lim": (-0.12 * linear_to, 1.3 * most)})
 
 
 def make_room(ax: Axes, share: float = 0.2) -> None:
@@ -130,10 +143,10 @@ def _draw_density(ax: Axes, density: pd.DataFrame, plane: str) -> None:
     ax.pcolormesh(*edges, shown, cmap="Greys", norm=norm, rasterized=True)
 
 
-def _draw_sides(ax: Axes, x: pd.Series, y: pd.Series, side: pd.Series, **look) -> None:
+def _draw_sides(ax: Axes, x: pd.Series, y: pd.Series, side: pd.Series) -> None:
     for name, colour in SIDES.items():
         of = side == name
-        scatter(ax, x[of], y[of], c=colour, label=f"{name} (n = {of.sum():,})", **look)
+        scatter(ax, x[of], y[of], c=colour, s=5, zorder=2, label=f"{name} (n = {of.sum():,})")
 
 
 def _draw_volcano(ax: Axes, hits: pd.DataFrame, density: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -155,11 +168,14 @@ def _draw_volcano(ax: Axes, hits: pd.DataFrame, density: pd.DataFrame, n: int) -
 
 def _draw_genes(ax: Axes, genes: pd.DataFrame, n: int) -> pd.DataFrame:
     """A point a gene that is a hit in any flagged cell; returns those worth a name."""
-    _draw_sides(ax, genes["log2_fold_change"], genes["n_cells"], genes["direction"], s=6)
-    ax.axvline(0, color=GREY, lw=0.5, zorder=0.5)
+    _draw_sides(ax, genes["log2_fold_change"], genes["n_cells"], genes["direction"])
+    if (genes["log2_fold_change"] < 0).any():
+        ax.axvline(0, color=GREY, lw=0.5, zorder=0.5)
     ax.set_ylim(0.8, 1.3 * max(genes["n_cells"].max(), 3))
     log_axis(ax.yaxis)
-    ax.set(xlabel="Median log2 fold change in these cells", ylabel="Flagged cells it is an outlier in")
+    ax.set(
+        xlabel="Median log2 fold change in these cells", ylabel="Flagged cells it is an outlier in"
+    )
     ax.set_title(f"Outlier genes of {n:,} flagged cells")
     best = genes
     return pd.DataFrame({"x": best["log2_fold_change"], "y": best["n_cells"],
@@ -171,7 +187,7 @@ def _draw_counts(ax: Axes, hits: pd.DataFrame, density: pd.DataFrame, unit: str)
     _draw_sides(ax, hits["expected"].clip(lower=0) + 1, hits["observed"] + 1, hits["direction"])
     places = density[density["plane"] == "counts"]
     top = 10 ** max(1.0, *places["x"] + 0.1, *places["y"] + 0.1)
-    ax.plot([1, top], [1, top], color=BLACK, lw=0.5, zorder=0.6)
+    ax.plot([1, top], [1, top], color=BLACK, lw=0.5, zorder=1.5)
     ax.set(xlim=(0.9, 1.3 * top), ylim=(0.9, 1.3 * top))
     log_axis(ax.xaxis)
     log_axis(ax.yaxis)
@@ -187,7 +203,9 @@ def _draw_samples(ax: Axes, outliers: pd.DataFrame, above: float) -> pd.DataFram
     for is_aberrant, colour in ((False, GREY), (True, ANOMALY)):
         of = table[table["is_aberrant"] == is_aberrant]
         name = "aberrant" if is_aberrant else "usual"
-        scatter(ax, of["rank"], of["n_outlier_genes"], c=colour, s=7, label=f"{name} (n = {len(of):,})")
+        scatter(
+            ax, of["rank"], of["n_outlier_genes"], c=colour, s=7, label=f"{name} (n = {len(of):,})"
+        )
     ax.axhline(above, color=GREY, lw=0.6, ls="--")
     most = max(int(table["n_outlier_genes"].max()), above)
     from_zero(ax.yaxis, most, LINEAR_TO)
@@ -232,6 +250,8 @@ def _draw_gene(ax: Axes, of_gene: pd.DataFrame) -> None:
     pad = max((ends[1] / ends[0]) ** 0.06, 1.1)
     ax.set_xlim(ends[0] / pad, ends[1] * pad)
     log_axis(ax.xaxis)
+    if ends[1] / ends[0] > WIDE:
+        ax.xaxis.set_major_locator(LogLocator())
     least = min(line["observed"].min(), line["low"].min())
     most = max(line["observed"].max(), line["high"].max(), 3.0)
     if least > 0:
@@ -266,11 +286,14 @@ def draw(
     elif len(table):
         labels["a"] = _draw_genes(axes["a"], table, summary["n_reported"])
     else:
-        say(axes["a"], "no outlier gene in a flagged cell" if summary["n_reported"] else "no flagged cells")
+        say(
+            axes["a"],
+            "no outlier gene in a flagged cell" if summary["n_reported"] else "none flagged",
+        )
     if len(density):
         _draw_counts(axes["b"], hits, density, unit)
     else:
-        say(axes["b"], "no flagged cells")
+        say(axes["b"], "none flagged")
     shares = outliers if is_bulk else _draw_shares(axes["c"], outliers)
     for k, gene in enumerate(genes):
         _draw_gene(axes[f"d{k}"], top[top["gene"] == gene])
@@ -301,8 +324,8 @@ def alt_text(hits: pd.DataFrame, outliers: pd.DataFrame, summary: dict) -> str:
     unit = "samples" if is_bulk else "flagged cells"
     n_up = int((hits["direction"] == "up").sum())
     text = (
-        f"{len(hits):,} outlier genes in {summary['n_reported']:,} {unit} at a false discovery rate "
-        f"of {summary['alpha']:g}, {n_up:,} of them up and {len(hits) - n_up:,} down."
+        f"{len(hits):,} outlier genes in {summary['n_reported']:,} {unit} at a false discovery "
+        f"rate of {summary['alpha']:g}, {n_up:,} of them up and {len(hits) - n_up:,} down."
     )
     if not len(hits):
         return text

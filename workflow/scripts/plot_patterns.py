@@ -10,7 +10,6 @@ from figure_style import (
     LIGHT_GREY,
     category_colours,
     letter_panels,
-    list_rows,
     new_figure,
     panels_table,
     rows_height,
@@ -23,7 +22,7 @@ from job import job
 
 MOST_PATTERNS = 20  # the largest; patterns.tsv has them all
 MOST_GENES = 60  # columns that still can be read at 183 mm
-GENES_A_PATTERN = 10  # markers up and down together, fewer where there are many patterns
+GENES_A_PATTERN = 15  # markers up and down together, fewer where there are many patterns
 LEAST_LIMIT = 2.0  # SDs at the end of the colours: smaller residuals must not look strong
 LIMIT_SHARE = 0.98  # of the residuals that are within the colours; they end at 10 SD
 CELL_HEIGHT, LEAST_BAND, MOST_HEIGHT = 0.4, 3.0, 90.0  # mm: a cell, a pattern, all of them
@@ -55,7 +54,9 @@ def residual_table(residuals: pd.DataFrame, patterns: list[str], genes: list[str
     """
     table = residuals.pivot(index=["pattern", "cell_id"], columns="gene", values="residual")
     table = table.reindex(columns=genes)
-    place = table.index.get_level_values("pattern").map({name: i for i, name in enumerate(patterns)})
+    place = table.index.get_level_values("pattern").map(
+        {name: i for i, name in enumerate(patterns)}
+    )
     shown = pd.DataFrame({"place": place, "mean": -table.mean(axis=1).to_numpy()}).dropna()
     return table.iloc[shown.sort_values(["place", "mean"], kind="stable").index]
 
@@ -87,7 +88,9 @@ def _draw_heatmap(ax: Axes, table: pd.DataFrame, names: list[str], notes: list[s
     )
     for end in top[1:-1]:
         ax.axhline(end, color="white", lw=0.8)
-    ax.set_yticks((top[:-1] + top[1:]) / 2, [f"{n}  {note}" for n, note in zip(names, notes, strict=True)])
+    ax.set_yticks(
+        (top[:-1] + top[1:]) / 2, [f"{n}  {note}" for n, note in zip(names, notes, strict=True)]
+    )
     ax.set_ylim(top[-1], 0)
     ax.set_xticks(range(len(table.columns)), [shorten(gene, 14) for gene in table.columns])
     ax.tick_params(length=0)
@@ -95,8 +98,8 @@ def _draw_heatmap(ax: Axes, table: pd.DataFrame, names: list[str], notes: list[s
     ax.spines[:].set_visible(False)
     shown, of = len(table), int(n_cells.gt(0).sum())
     ax.set_title(f"Marker genes of {of} pattern{'s' * (of != 1)} in {shown:,} flagged cells")
-    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, pad=0.01, aspect=12,
-                             extend="both" if size.max(initial=0.0) > limit else "neither")  # fmt: skip
+    extend = "both" if size.max(initial=0.0) > limit else "neither"
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, pad=0.01, aspect=12, extend=extend)
     bar.set_label("Residual (SD)")
     bar.outline.set_visible(False)
 
@@ -178,7 +181,7 @@ def draw(
         tables["c"] = _draw_causes(axes["causes"], cells, rows)
     else:
         for name in ("sizes", "causes"):
-            say(axes[name], "no flagged cells")
+            say(axes[name], "none flagged")
     letter_panels(axes[name] for name in ("genes", "sizes", "causes"))
     return figure, panels_table(tables), alt_text(patterns, cells)
 
@@ -192,7 +195,8 @@ def alt_text(patterns: pd.DataFrame, cells: pd.DataFrame) -> str:
     if not len(patterns):
         return f"{text}: no heatmap. Bars and a table of the technical causes of the flagged cells."
     leading = "; ".join(
-        f"{row.pattern}: {row.n_cells:,} cells near {row.nearest_reference}, {row.label or 'no marker'}"
+        f"{row.pattern}: {row.n_cells:,} cells near {row.nearest_reference}, "
+        f"{row.label or 'no marker'}"
         for row in patterns.head(5).itertuples()
     )
     return (

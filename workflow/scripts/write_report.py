@@ -66,7 +66,7 @@ FIGURES = {
     "pruning": "Evidence for each latent dimension and held-out ELBO before and after the cut.",
     "latent": "UMAP of the latent space by sample, use, p-value and, where known, cell type.",
     "anomalies": "p-values, quantiles, score against depth and flagged share of each sample.",
-    "patterns": "Flagged cells in the marker genes of each pattern, its samples, its technical causes.",
+    "patterns": "Flagged cells in the markers of each pattern, its samples, its technical causes.",
     "genes": "Outlier genes: fold changes, observed against expected counts, how many there are.",
     "correlation": "Correlation of bulk samples before and after the model's expectation.",
     "check": "AUROC, power and realised false discovery proportion on injected anomalies.",
