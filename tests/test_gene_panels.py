@@ -75,6 +75,14 @@ def test_every_test_of_the_chosen_rows_lies_in_one_place_of_each_plane():
     assert np.abs(np.array(inside) - counts).sum() <= 4
 
 
+def test_the_volcano_leaves_out_what_is_sharper_than_any_axis_shows():
+    density, given = Density(), block()
+    given["log_p"][:, 0] = -200 * np.log(10.0)
+    density.add(given, np.arange(40))
+    n = density.table().groupby("plane")["n_tests"].sum()
+    assert n.to_dict() == {"counts": 40 * 30, "volcano": 40 * 29}
+
+
 def test_blocks_and_their_order_change_nothing():
     given, parts = block(), Density()
     whole = Density()

@@ -178,7 +178,7 @@ def test_any_number_of_hits_is_drawn(n_hits, n_cells, is_bulk, tmp_path):
 
 
 def test_more_hits_than_an_editor_takes_become_an_image(monkeypatch, tmp_path):
-    monkeypatch.setattr("figure_style.MAX_VECTOR_MARKS", 100)
+    monkeypatch.setattr("plot_genes.MAX_VECTOR_MARKS", 100)
     save_figure(*draw(*tables(400, is_bulk=True)), outputs(tmp_path, "genes"))
     assert (tmp_path / "genes.svg").read_text(encoding="utf-8").count("<use") < 400
     assert MAX_VECTOR_MARKS == 20_000

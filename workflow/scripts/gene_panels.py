@@ -13,7 +13,7 @@ from omics_vae.model import VAE
 
 # Two planes of the tests, and how fine their cells are.
 PLANES = {"counts": (0.05, 0.05), "volcano": (0.1, 0.2)}
-MOST_SHARP = 60.0  # -log10 p; beyond it the few tests are all hits, which are drawn themselves
+MOST_SHARP = 60.0  # -log10 p of the volcano; beyond it are hits alone, which have marks
 DENSITY_COLUMNS = ["plane", "x", "y", "n_tests"]
 TOP_GENES = 4
 TOP_CELLS = 1000  # of the flagged cells, and of the others, in the panel of a gene, at most
@@ -35,14 +35,12 @@ class Density:
         expected = np.maximum(block["expected"][rows], 0.0)  # a Gaussian may expect less than none
         planes = {
             "counts": (np.log10(expected + 1.0), np.log10(block["observed"][rows] + 1.0)),
-            "volcano": (
-                block["log2_fold_change"][rows],
-                np.minimum(-block["log_p"][rows] / LOG_10, MOST_SHARP),
-            ),
+            "volcano": (block["log2_fold_change"][rows], -block["log_p"][rows] / LOG_10),
         }
         for plane, places in planes.items():
+            seen = planes["volcano"][1] < MOST_SHARP if plane == "volcano" else ...
             at = [
-                np.floor(place.ravel() / step).astype(np.int64)
+                np.floor(place[seen].ravel() / step).astype(np.int64)
                 for place, step in zip(places, PLANES[plane], strict=True)
             ]
             cells, n = np.unique(np.stack(at), axis=1, return_counts=True)

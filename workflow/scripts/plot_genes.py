@@ -15,6 +15,7 @@ from figure_style import (
     BLUE,
     GREY,
     LIGHT_GREY,
+    MAX_VECTOR_MARKS,
     letter_panels,
     log_axis,
     new_figure,
@@ -38,11 +39,8 @@ HEIGHT, TOP_HEIGHT = 64.0, 52.0  # mm
 # Beside a mark, above and below it, at its corners: how the name is aligned, and where it stands.
 PLACES = [("left", "center", 1, 0), ("right", "center", -1, 0), ("center", "bottom", 0, 1)]
 PLACES += [("center", "top", 0, -1)]
-PLACES += [
-    (ha, va, x, y)
-    for ha, x in (("left", 1), ("right", -1))
-    for va, y in (("bottom", 1), ("top", -1))
-]
+PLACES += [("left", "bottom", 1, 1), ("left", "top", 1, -1)]
+PLACES += [("right", "bottom", -1, 1), ("right", "top", -1, -1)]
 
 
 def gene_table(hits: pd.DataFrame) -> pd.DataFrame:
@@ -111,7 +109,9 @@ def from_zero(axis, most: float, linear_to: float) -> None:
     axis.set_major_locator(FixedLocator(sorted({s for s in steps if s <= most})))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axis.axes.set(**{f"{axis.axis_name}lim": (-0.12 * linear_to, 1.3 * most)})
+    axis.axes.set(
+        **{f"{axis.axis_name}lim": (-0.12 if linear_to == 1.0 else -0.03 * linear_to, 1.3 * most)}
+    )
 
 
 def make_room(ax: Axes, share: float = 0.2) -> None:
@@ -146,7 +146,8 @@ def _draw_density(ax: Axes, density: pd.DataFrame, plane: str) -> None:
 def _draw_sides(ax: Axes, x: pd.Series, y: pd.Series, side: pd.Series) -> None:
     for name, colour in SIDES.items():
         of = side == name
-        scatter(ax, x[of], y[of], c=colour, s=5, zorder=2, label=f"{name} (n = {of.sum():,})")
+        scatter(ax, x[of], y[of], c=colour, s=5, zorder=2, label=f"{name} (n = {of.sum():,})",
+                rasterized=len(x) > MAX_VECTOR_MARKS)  # fmt: skip
 
 
 def _draw_volcano(ax: Axes, hits: pd.DataFrame, density: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -229,6 +230,7 @@ def _draw_shares(ax: Axes, outliers: pd.DataFrame) -> pd.DataFrame:
                   label=f"{name} (n = {len(counts):,})")  # fmt: skip
         tables.append(table.assign(cells=name))
     ax.set(xlabel="Outlier genes in a cell, at least", ylabel="Query cells (%)", ylim=(0, 103))
+    ax.set_yticks(range(0, 101, 20))
     most = max([table["n_outlier_genes"].max() for table in tables], default=1)
     from_zero(ax.xaxis, max(most, 3.0), LINEAR_TO)
     ax.set_title("Outlier genes a cell")
@@ -301,8 +303,7 @@ def draw(
         if axes[name].get_legend_handles_labels()[0]:
             falls = name == "c" and not is_bulk
             axes[name].legend(loc="upper right" if falls else "upper left")
-            if not falls:
-                make_room(axes[name])
+            make_room(axes[name])
     if genes:
         axes["d0"].set_ylabel("Observed counts")
         figure.legend(*axes["d0"].get_legend_handles_labels(), loc="outside lower center", ncols=3)
