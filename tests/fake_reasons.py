@@ -123,6 +123,7 @@ def _write_genes(run: Path, query: pd.DataFrame, reasons: pd.DataFrame, is_bulk:
     hits["z_score"], hits["p_value"], hits["q_value"] = 6.1, 10.0 ** hits["log10_p"], 1e-6
     hits["direction"], hits["null"] = "up", "model"
     save(hits, run / "genes/genes.tsv")
+    save(hits, run / "genes/genes.parquet")
     cells = query[["cell_id", "sample", "is_anomaly"]].reset_index(drop=True)
     found = hits.groupby("cell_id")["gene"].agg(["size", "first"]).reindex(cells["cell_id"])
     cells["n_outlier_genes"] = found["size"].fillna(0).astype(int).to_numpy()
@@ -130,14 +131,56 @@ def _write_genes(run: Path, query: pd.DataFrame, reasons: pd.DataFrame, is_bulk:
     cells["share"] = cells["n_outlier_genes"] / 6000
     cells["top_gene"] = found["first"].fillna("GENE5").to_numpy()
     cells["top_log10_p"] = np.where(cells["n_outlier_genes"] > 0, -17.0, -1.5)
+    if is_bulk:
+        cells["is_aberrant"] = np.arange(len(cells)) < 2
     save(cells, run / "genes/outliers.tsv")
+    reported = cells if is_bulk else cells[cells["is_anomaly"]]
+    _write_gene_panels(run, hits, cells, len(reported))
     summary(
         run / "genes/summary.json",
         **{"observations": "samples" if is_bulk else "cells", "alpha": 0.05, "n_query": len(cells)},
         **{"n_hits": len(hits), "n_with_outliers": int(hits["cell_id"].nunique())},
+        **{"n_reported": len(reported), "aberrant_above": 10},
         n_aberrant=2 if is_bulk else None,
         median_theta_ratio=1.4 if is_bulk else None,
         null_ratio={"n_tests": 1000, "0.01": 1.01, "0.001": 1.43, "0.0001": 3.4},
+    )
+
+
+def _write_gene_panels(run: Path, hits: pd.DataFrame, cells: pd.DataFrame, n: int) -> None:
+    """Where 40 tests of each of ``n`` cells lie, and the leading two genes in all cells."""
+    places = [
+        ("counts", 0.05, 0.0),
+        ("counts", 0.3, 0.35),
+        ("volcano", -0.3, 0.2),
+        ("volcano", 1, 2),
+    ]
+    density = pd.DataFrame(places if n else [], columns=["plane", "x", "y"])
+    save(density.assign(n_tests=20 * n), run / "genes/density.tsv")
+    genes = hits["gene"].value_counts().index[:2] if len(hits) else []
+    rows = [(gene, name, k % 5) for gene in genes for k, name in enumerate(cells["cell_id"])]
+    top = pd.DataFrame(rows, columns=["gene", "cell_id", "observed"])
+    top["expected"] = 0.5 + 0.3 * (np.arange(len(top)) % 7)
+    top["low"], top["high"] = 0.0, np.ceil(2 * top["expected"] + 1)
+    found = pd.MultiIndex.from_frame(hits[["gene", "cell_id"]])
+    top["is_hit"] = pd.MultiIndex.from_frame(top[["gene", "cell_id"]]).isin(found)
+    top["observed"] += 11 * top["is_hit"]
+    save(top, run / "genes/top.parquet")
+
+
+def write_correlation(run: Path, names: list[str]) -> None:
+    """Two batches whose samples are alike before, and not after."""
+    batch = np.array(["one", "two"])[np.arange(len(names)) % 2]
+    samples = pd.DataFrame({"cell_id": names, "role": "query", "batch": batch})
+    save(samples.sort_values("batch", kind="stable"), run / "correlation/samples.tsv")
+    one, other = np.triu_indices(len(names), 1)
+    pairs = pd.DataFrame({"sample_1": np.array(names)[one], "sample_2": np.array(names)[other]})
+    pairs["before"] = np.where(batch[one] == batch[other], 0.6, -0.5)
+    pairs["after"] = 0.01
+    save(pairs, run / "correlation/pairs.parquet")
+    summary(
+        run / "correlation/summary.json",
+        **{"n_samples": len(names), "n_genes": 2000, "median_before": 0.5, "median_after": 0.01},
     )
 
 
@@ -169,7 +212,11 @@ def _write_patterns(run: Path, reasons: pd.DataFrame, gene: str, group: str) -> 
     markers["mean_residual"], markers["share"], markers["p_value"] = 7.44, 0.924, 1e-30
     markers["q_value"] = 1e-20 * 10.0 ** markers["gene"].map(genes.index)
     save(markers, run / "patterns/markers.tsv")
-    residuals = markers[["pattern", "gene", "mean_residual"]]
+    inside = reasons.loc[reasons["pattern"] != "", ["pattern", "cell_id"]]
+    residuals = inside.merge(
+        markers[["gene", "mean_residual"]].drop_duplicates("gene"), how="cross"
+    )
+    residuals = residuals.rename(columns={"mean_residual": "residual"})
     save(residuals, run / "patterns/residuals.parquet")
     counted = reasons.assign(pattern=reasons["pattern"].replace("", "no pattern"))
     sizes = counted.groupby(["pattern", "sample", "donor"]).size().rename("n_cells").reset_index()
@@ -213,6 +260,10 @@ def write_check(run: Path, kinds: dict[str, tuple[str, ...]] = KINDS) -> Path:
     table["power"], table["fdp"], table["fpr"] = step, 0.08, 0.05
     table["spearman_depth"], table["auroc_sd"] = 0.04, 0.03
     save(table, run / "check/check.tsv")
+    draws = pd.concat([table.drop(columns="auroc_sd").assign(repeat=k) for k in (1, 2, 3)])
+    draws["auroc"] += 0.03 * (draws["repeat"] - 2)
+    draws["value"] = draws["strength"].str.extract(r"z = (\d+)")[0].astype(float)
+    save(draws, run / "check/check.parquet")
     group = {"group": "B cell", "source": "cell_type", "n_cells": 38, "n_reference": 415}
     summary(
         run / "check/summary.json",
@@ -239,5 +290,7 @@ def write_reasons(
     probability = pd.Series(dtype=float) if is_bulk else _write_doublets(run, scored)
     reasons = _explain(flagged, probability, gene, group)
     _write_genes(run, query, reasons, is_bulk)
+    if is_bulk:
+        write_correlation(run, scored["cell_id"].tolist()[:60])
     _write_patterns(run, reasons, gene, group)
     _write_verdict(run, query, reasons, probability)

@@ -46,6 +46,8 @@ GENES_TESTED = {
     "genes": "genes.parquet",
     "full": "genes_all.parquet",
     "outliers": "outliers.tsv",
+    "density": "density.tsv",
+    "top": "top.parquet",
     "summary": "summary.json",
 }
 

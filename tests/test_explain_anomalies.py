@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 
 import explain_anomalies
-from held_cells import read_cells
+from held_cells import read_cells, some_of
 from job import read_json
 from model_jobs import by_models, embed, train, with_obs
 from omics_vae.counts import Counts
@@ -29,7 +29,7 @@ from patterns import (
     sum_genes,
 )
 from reference_groups import label_column, reference_groups
-from reference_profile import Comparison, Reference, ReferenceProfile, some_of
+from reference_profile import Comparison, Reference, ReferenceProfile
 from run_script import run_script
 from simulated_counts import CPU, small_run
 from technical_causes import (
@@ -445,8 +445,31 @@ def test_spiked_cells_are_one_pattern_with_its_two_genes(explained):
     assert set(first["gene"]) == {"G3", "G55"}
     assert (first["direction"] == "up").all()
     assert (first["share"] == 1.0).all()
-    residuals = read(explained["residuals"]).set_index(["pattern", "gene"])["mean_residual"]
-    np.testing.assert_allclose(residuals["P1"][first["gene"]], first["mean_residual"], rtol=1e-6)
+    # The residuals of all its cells, and their means are the table's.
+    residuals = read(explained["residuals"])
+    own = residuals[residuals["pattern"] == "P1"]
+    assert set(own["cell_id"]) == set(cells.index[cells["pattern"] == "P1"])
+    means = own.groupby("gene")["residual"].mean()
+    np.testing.assert_allclose(means[first["gene"]], first["mean_residual"], rtol=1e-5)
+
+
+def test_of_many_cells_each_pattern_shows_as_many(paths, trained, latent, monkeypatch):
+    model, description = load_model(trained["weights"], trained["description"])
+    cells = read_cells(paths["counts"], paths["library_size"], str(latent), description, np.inf)
+    reference = Reference.of(model, cells, 1, CPU)
+    flagged = cells.take(cells.obs.index.isin([*SPIKED, *OTHERS]))
+    pattern = np.where(flagged.obs.index.isin(SPIKED), 0, 1)
+    nearest = reference.profile.groups.nearest(flagged.latent)
+    monkeypatch.setattr(explain_anomalies, "SHOWN_CELLS", 9)
+    monkeypatch.setattr(explain_anomalies, "SHOWN_GENES", 1)
+    markers, residuals = explain_anomalies.pattern_markers(
+        model, flagged, nearest, pattern, reference.profile, CPU
+    )
+    assert residuals.groupby("pattern")["cell_id"].nunique().to_dict() == {"P1": 4, "P2": 4}
+    assert set(residuals["gene"]) == set(markers.groupby(["pattern", "direction"])["gene"].first())
+    names = flagged.obs.index[pattern == 0]
+    own = residuals.loc[residuals["pattern"] == "P1", "cell_id"].unique()
+    assert list(own) == list(names[some_of(names, 4)])
 
 
 def test_the_table_people_read_has_every_query_cell_and_reasons_of_flagged_ones(explained):

@@ -113,13 +113,14 @@ READERS = {
     "dense_formats.py",
 }
 FIGURES = ["anomalies", "latent", "library_size", "pruning", "qc", "rate_distortion", "training"]
-FIGURES += ["check", "patterns"]
+FIGURES += ["check", "correlation", "genes", "patterns"]
 # Written out, so that a new import, which makes a rule rerun with one more file, is a decision.
 FILES = {
     "annotate_counts": COUNTS | {"compute_umap.py"},
     "choose_likelihood": MODEL,
     "compute_library_size": COUNTS,
     "compute_umap": JOB,
+    "correlate_samples": HELD,
     "check_injected": DETECTION | {"injection.py", "doublets.py"},
     "choose_held_group": HELD | {"reference_groups.py"},
     "detect_anomalies": DETECTION,
@@ -138,7 +139,7 @@ FILES = {
     "reproduce": JOB | {"checksums.py", "provenance.py"},
     "score_doublets": HELD
     | {"doublets.py", "doublet_model.py", "reference_groups.py", "omics_vae/anomaly.py"},
-    "score_genes": HELD | {"gene_tests.py", "omics_vae/anomaly.py"},
+    "score_genes": HELD | {"gene_tests.py", "gene_panels.py", "omics_vae/anomaly.py"},
     "select_features": COUNTS | {"join_samples.py", "variable_genes.py", "splits.py", "cohort.py"},
     "trace_rate_distortion": JOB,
     "train_vae": TRAINING,

@@ -9,7 +9,6 @@ from scipy.stats import spearmanr
 
 from held_cells import Cells
 from injection import (
-    AMBIENT_SHARE,
     GROUP,
     KINDS,
     LEAST_EXPECTED,
@@ -20,6 +19,7 @@ from injection import (
     inject_gene,
     inject_program,
     injected,
+    possible_kinds,
 )
 from omics_vae.data import CountData
 from omics_vae.inference import decoded
@@ -215,20 +215,19 @@ def test_a_doublet_lies_between_two_cells(rng):
     )
 
 
-def test_ambient_counts_replace_half_of_the_cell_and_its_total_stays(run, rng):
-    before, after = changes(run, inject_ambient, rng)
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_ambient_counts_replace_a_share_of_the_cell_and_its_total_stays(run, rng, share):
+    before, after = changes(run, inject_ambient(share), rng)
     np.testing.assert_array_equal(after.sum(1), before.sum(1))
-    assert AMBIENT_SHARE == 0.5
     soup = before.sum(0) / before.sum()
-    # Of what is expected of a count, half is its own and half the soup's.
-    expected = 0.5 * before + 0.5 * before.sum(1, keepdims=True) * soup
+    expected = (1 - share) * before + share * before.sum(1, keepdims=True) * soup
     assert np.corrcoef(after.ravel(), expected.ravel())[0, 1] > 0.97
     # Genes that a cell lacks come in by the soup alone.
     absent = before == 0
-    lost = np.broadcast_to(0.5 * before.sum(1, keepdims=True) * soup, before.shape)
+    lost = np.broadcast_to(share * before.sum(1, keepdims=True) * soup, before.shape)
     assert after[absent].sum() == pytest.approx(lost[absent].sum(), rel=0.05)
     own = (before - after).clip(0).sum() / before.sum()
-    assert 0.1 < own < 0.5
+    assert 0.2 * share < own < share
 
 
 # ---- put into normal cells
@@ -256,6 +255,25 @@ def test_kinds_have_names_of_their_own_and_one_is_made_of_whole_cells():
     assert len(set(names)) == len(names)
     assert [kind for kind in [*KINDS, GROUP] if kind.make is None] == [GROUP]
     assert {kind.kind for kind in KINDS} == {"single gene", "program", "doublet", "ambient"}
+
+
+def test_the_strength_of_a_kind_rises_and_its_name_says_it():
+    for name in ("single gene", "program", "ambient"):
+        values = [kind.value for kind in KINDS if kind.kind == name]
+        assert len(values) >= 3 and values == sorted(set(values))
+    named = {kind.strength: kind.value for kind in KINDS}
+    assert (named["z = 12"], named["20 genes, 4-fold"], named["half of the counts"]) == (
+        12,
+        20,
+        0.5,
+    )
+
+
+def test_samples_are_no_doublets_and_a_program_is_at_most_half_of_the_genes():
+    assert possible_kinds("cells", 600) == KINDS
+    bulk = possible_kinds("samples", 100)
+    assert {kind.kind for kind in bulk} == {"single gene", "program"}
+    assert [kind.value for kind in bulk if kind.kind == "program"] == [5, 20]
 
 
 def test_stronger_injections_are_less_probable(run, rng):

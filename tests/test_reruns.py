@@ -49,7 +49,7 @@ READ_BY = {
     "measure_evidence": "write_report",
     "detect_anomalies": "measure_stability plot_latent plot_anomalies annotate_counts write_report "
     "score_genes explain_anomalies",
-    "score_genes": "explain_anomalies write_report",
+    "score_genes": "explain_anomalies plot_genes write_report",
     "score_doublets": "explain_anomalies annotate_counts write_report",
     "explain_anomalies": "plot_patterns annotate_counts write_report",
     "choose_held_group": "check_injected",
@@ -64,6 +64,7 @@ READ_BY = {
     "plot_latent": "write_report",
     "plot_anomalies": "write_report",
     "plot_patterns": "write_report",
+    "plot_genes": "write_report",
     "plot_check": "write_report",
     "annotate_counts": "record_run",
     "write_report": "record_run",
@@ -94,7 +95,7 @@ ALL = " ".join(set(READ_BY) - OPTIONAL)
 # The report prints the whole config, and the record holds it.
 REPORT = {"write_report", "record_run"}
 PLOTS = "plot_qc plot_library_size plot_training plot_pruning plot_latent plot_anomalies "
-PLOTS += "plot_patterns plot_check"
+PLOTS += "plot_patterns plot_genes plot_check"
 HELD = "detect_anomalies score_genes score_doublets explain_anomalies choose_held_group "
 HELD += "check_injected"
 ON_A_GPU = "train_vae prune_latent embed_cells measure_evidence"
@@ -224,6 +225,7 @@ NEVER_ALONE = {"library_size.column", "train.gaussian_variance", "train.encode_c
 # Samples are neither doublets nor of a cell type.
 AS_BULK = ("observations", "samples")
 OF_CELLS = {"score_doublets", "choose_held_group"} | WITHOUT_THE_GROUP
+OF_SAMPLES = {"correlate_samples", "plot_correlation"}
 
 # An edited file: the rules that it reaches directly.
 FILES = {
@@ -255,6 +257,10 @@ FILES = {
     f"{SCRIPTS}/detection.py": DETECTION,
     f"{SCRIPTS}/gene_sets.py": f"filter_cells {DETECTION}",
     f"{SCRIPTS}/gene_tests.py": "score_genes",
+    f"{SCRIPTS}/gene_panels.py": "score_genes",
+    # Of bulk samples, which are not in this run.
+    f"{SCRIPTS}/correlate_samples.py": "",
+    f"{SCRIPTS}/plot_correlation.py": "",
     f"{SCRIPTS}/injection.py": "check_injected",
     f"{SCRIPTS}/doublets.py": "score_doublets check_injected",
     f"{SCRIPTS}/doublet_model.py": "score_doublets",
@@ -416,7 +422,7 @@ def test_more_betas_or_seeds_bring_their_own_jobs_only(setting, plans):
 
 
 def test_cells_taken_for_samples_are_joined_anew(plans):
-    assert plans[AS_BULK] == jobs_after("select_features plot_qc") - OF_CELLS
+    assert plans[AS_BULK] == jobs_after("select_features plot_qc") - OF_CELLS | OF_SAMPLES
 
 
 def test_every_setting_is_in_a_table():

@@ -296,3 +296,27 @@ def test_aberrant_samples_are_named_in_a_warning():
     table = pd.DataFrame({"is_aberrant": [True, False, False]})
     (line,) = gene_warnings({}, table, "sample")
     assert line.startswith("1 of 3 samples are aberrant") and "; look for a swapped" in line
+
+
+def test_the_density_counts_every_test_of_the_flagged_cells(run):
+    written = run()
+    density = pd.read_csv(written["density"], sep="\t")
+    n_genes = read_json(written["summary"])["n_genes"]
+    assert (density.groupby("plane")["n_tests"].sum() == len(SPIKED) * n_genes).all()
+    assert read_json(written["summary"])["n_reported"] == len(SPIKED)
+
+
+@pytest.mark.parametrize("observations", ["cells", "samples"])
+def test_the_leading_genes_have_the_numbers_of_the_hits_outside_their_interval(run, observations):
+    written = run(observations=observations)
+    hits, top = pd.read_parquet(written["genes"]), pd.read_parquet(written["top"])
+    assert {"G3", "G55"} <= set(top["gene"])
+    assert (top.groupby("gene")["cell_id"].nunique() == 60).all()
+    both = top.merge(hits, on=["gene", "cell_id"], suffixes=("", "_of_hit"))
+    assert len(both) == top["is_hit"].sum() == hits["gene"].isin(top["gene"]).sum()
+    for name in ("observed", "expected"):
+        np.testing.assert_allclose(both[name], both[f"{name}_of_hit"], rtol=1e-6)
+    outside = (both["observed"] < both["low"]) | (both["observed"] > both["high"])
+    assert outside.all()
+    usual = top[~top["is_hit"]]
+    assert usual["observed"].between(usual["low"], usual["high"]).mean() > 0.85

@@ -25,7 +25,8 @@ from workflow_copy import (
 
 pytest_plugins = ["workflow_copy"]
 
-FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns", "check"]
+FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns", "genes"]
+FIGURES += ["check"]
 TRAINED = "model.safetensors model.json history.parquet kl.parquet validation.parquet summary.json"
 PRUNED = "model.safetensors model.json history.parquet summary.json evidence.parquet evidence.tsv "
 PRUNED += "elbo.tsv"
@@ -42,7 +43,8 @@ BY_STAGE = {
     "embed/seed1-group": "latent.parquet",
     "evidence": "cells.parquet groups.tsv summary.json",
     "anomaly": f"{DETECTED} cells.tsv",
-    "genes": "genes.tsv genes.parquet genes_all.parquet outliers.tsv summary.json",
+    "genes": "genes.tsv genes.parquet genes_all.parquet outliers.tsv density.tsv top.parquet "
+    "summary.json",
     "doublets": "cells.parquet summary.json",
     "patterns": "patterns.tsv markers.tsv sizes.tsv groups.tsv cells.parquet residuals.parquet "
     "summary.json",

@@ -12,7 +12,8 @@ OUTPUTS
     results/<run>/anomaly/cells.tsv                           the verdict on every query cell, with reasons
     results/<run>/genes/genes.tsv, genes.parquet              outlier genes of flagged cells or samples
     results/<run>/genes/genes_all.parquet, outliers.tsv,
-        summary.json                                          every test; outlier genes a cell
+        density.tsv, top.parquet, summary.json                every test; outlier genes a cell; for the
+                                                              figure: where tests lie, leading genes
     results/<run>/doublets/cells.parquet, summary.json        how probably a cell is a doublet, of what
     results/<run>/patterns/patterns.tsv, markers.tsv,
         cells.parquet, sizes.tsv, groups.tsv,
@@ -20,6 +21,8 @@ OUTPUTS
     results/<run>/check/group.parquet, group.json             cells held out of a second training
     results/<run>/check/check.tsv, check.parquet,
         summary.json                                          what is found of injected anomalies
+    results/<run>/correlation/pairs.parquet, samples.tsv,
+        summary.json                                          samples before and after the model, of bulk
     results/<run>/stability/pairs.tsv, cells.tsv, summary.json  other seeds, with stability.n_seeds
     results/<run>/stability/<fit>/                            the verdict of each other seed
 
@@ -224,6 +227,8 @@ rule score_genes:
         genes=f"{RUN}/genes/genes.parquet",
         full=f"{RUN}/genes/genes_all.parquet",
         outliers=f"{RUN}/genes/outliers.tsv",
+        density=f"{RUN}/genes/density.tsv",
+        top=f"{RUN}/genes/top.parquet",
         summary=f"{RUN}/genes/summary.json",
     log:
         logs("score_genes"),
@@ -280,3 +285,33 @@ rule explain_anomalies:
         code=code("explain_anomalies.py"),
     script:
         "../scripts/explain_anomalies.py"
+
+
+if IS_BULK:
+
+    rule correlate_samples:
+        input:
+            weights=scored_by(SCORED_BY, "prune/{fit}/model.safetensors"),
+            descriptions=scored_by(SCORED_BY, "prune/{fit}/model.json"),
+            latents=scored_by(SCORED_BY, "embed/{fit}/latent.parquet"),
+            counts=f"{RUN}/preprocess/counts.h5ad",
+            library_size=f"{RUN}/library_size/library_size.parquet",
+        output:
+            pairs=f"{RUN}/correlation/pairs.parquet",
+            samples=f"{RUN}/correlation/samples.tsv",
+            summary=f"{RUN}/correlation/summary.json",
+        log:
+            logs("correlate_samples"),
+        benchmark:
+            times("correlate_samples")
+        conda:
+            "../../envs/anomics.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory,
+            runtime=minutes,
+        params:
+            folds=SCORED_FOLDS,
+            code=code("correlate_samples.py"),
+        script:
+            "../scripts/correlate_samples.py"

@@ -9,14 +9,16 @@ OUTPUTS
     results/<run>/run.json, ro-crate-metadata.json            what made all this; as an RO-Crate
 """
 
-FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns"]
+FIGURES = ["qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns", "genes"]
 FIGURES += ["check"] if IS_CHECKED else []
 FIGURES += ["rate_distortion"] if BETAS else []
+FIGURES += ["correlation"] if IS_BULK else []
 # Made only where the config asks for them: [path] or none.
 COMPARISON = [f"{RUN}/likelihood/comparison.tsv"] if IS_AUTO else []
 CURVE = [f"{RUN}/rate_distortion/curve.tsv"] if BETAS else []
 PAIRS = [f"{RUN}/stability/pairs.tsv"] if OTHER_SEEDS else []
 CHECK = [f"{RUN}/check/check.tsv"] if IS_CHECKED else []
+CORRELATION = [f"{RUN}/correlation/pairs.parquet"] if IS_BULK else []
 # What every stage says of itself, warnings included.
 SUMMARIES = [
     *expand(f"{RUN}/import/{{sample}}.summary.json", sample=SAMPLES),
@@ -31,7 +33,7 @@ SUMMARIES = [
     f"{RUN}/patterns/summary.json",
     *(
         f"{Path(path).parent}/summary.json"
-        for path in COMPARISON + CURVE + PAIRS + CHECK + DOUBLETS
+        for path in COMPARISON + CURVE + PAIRS + CHECK + DOUBLETS + CORRELATION
     ),
 ]
 # Printed in the report: what a number may depend on.
@@ -218,11 +220,60 @@ rule plot_patterns:
         "../scripts/plot_patterns.py"
 
 
+rule plot_genes:
+    input:
+        hits=f"{RUN}/genes/genes.parquet",
+        density=f"{RUN}/genes/density.tsv",
+        top=f"{RUN}/genes/top.parquet",
+        outliers=f"{RUN}/genes/outliers.tsv",
+        summary=f"{RUN}/genes/summary.json",
+    output:
+        **figure_files("genes", "Anomalies", "Outlier genes"),
+    log:
+        logs("plot_genes"),
+    benchmark:
+        times("plot_genes")
+    conda:
+        "../../envs/anomics.yaml"
+    resources:
+        mem_mb=memory,
+        runtime=minutes,
+    params:
+        code=code("plot_genes.py"),
+    script:
+        "../scripts/plot_genes.py"
+
+
+if IS_BULK:
+
+    rule plot_correlation:
+        input:
+            pairs=f"{RUN}/correlation/pairs.parquet",
+            samples=f"{RUN}/correlation/samples.tsv",
+            summary=f"{RUN}/correlation/summary.json",
+            outliers=f"{RUN}/genes/outliers.tsv",
+        output:
+            **figure_files("correlation", "Model", "Samples before and after the model"),
+        log:
+            logs("plot_correlation"),
+        benchmark:
+            times("plot_correlation")
+        conda:
+            "../../envs/anomics.yaml"
+        resources:
+            mem_mb=memory,
+            runtime=minutes,
+        params:
+            code=code("plot_correlation.py"),
+        script:
+            "../scripts/plot_correlation.py"
+
+
 if IS_CHECKED:
 
     rule plot_check:
         input:
-            table=f"{RUN}/check/check.tsv",
+            draws=f"{RUN}/check/check.parquet",
             summary=f"{RUN}/check/summary.json",
         output:
             **figure_files("check", "Anomalies", "What would be found"),

@@ -16,7 +16,7 @@ from detection import detect, spearman
 from enrichment import log_profiles
 from evidence_channels import residual_scores
 from held_cells import SCORING_DEVICE, Cells, join_cells, read_cells
-from injection import GROUP, KINDS, Kind, as_split, injected
+from injection import GROUP, Kind, as_split, injected, possible_kinds
 from job import job, read_json, write_json, write_parquet, write_tsv
 from latent_place import fit_mixture
 from omics_vae.anomaly import conformal_p
@@ -25,7 +25,6 @@ from stored_counts import counts_memory
 
 INJECTED_SHARE = 0.1  # of the query of a check,
 LEAST_INJECTED = 15  # but so many where they are at most a quarter of it: below, nothing is flagged
-OF_CELLS = ("doublet", "ambient")  # kinds that no bulk sample can be
 REPEATS = 3  # draws of cells, genes and anomalies
 # A check need not see all cells of an atlas.
 MOST_TRAINING, MOST_NORMAL = 5000, 2000
@@ -38,7 +37,7 @@ METHODS = {
 }
 FIT = ("weights", "description", "latent")
 MEASURES = ["auroc", "auprc", "power", "fdp", "fpr", "spearman_depth"]
-COLUMNS = ["repeat", "kind", "strength", "n_injected", "n_normal", "method", *MEASURES]
+COLUMNS = ["repeat", "kind", "strength", "value", "n_injected", "n_normal", "method", *MEASURES]
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,8 @@ def check(
     rows = judge_all(model, draw, both, residuals, truth, settings, seed, device)
     n_normal = int((both.split == "query").sum()) - len(odd)
     counts = {"n_injected": len(odd), "n_normal": n_normal}
-    return [{"kind": kind.kind, "strength": kind.strength} | counts | row for row in rows]
+    named = {"kind": kind.kind, "strength": kind.strength, "value": kind.value}
+    return [named | counts | row for row in rows]
 
 
 def some(cells: Cells, at_most: int, rng: np.random.Generator) -> Cells:
@@ -260,7 +260,7 @@ if __name__ == "__main__":
 
         model, cells = fit("fit")
         unseen = cells.of("query" if params.fold else "calibration")
-        kinds = [k for k in KINDS if params.observations == "cells" or k.kind not in OF_CELLS]
+        kinds = possible_kinds(params.observations, len(cells.in_model))
         tried = [(model, cells, unseen, kinds)]
         held = pd.read_parquet(one(files.group))["cell_id"].to_numpy() if files.group else None
         if held is not None and len(held):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from held_cells import SCORING_DEVICE, Cells, read_fits
+from held_cells import SCORING_DEVICE, Cells, read_fits, some_of
 from job import job, write_json, write_parquet, write_tsv
 from omics_vae.model import VAE
 from pattern_tables import (
@@ -26,7 +26,7 @@ from patterns import (
     signed,
     sum_genes,
 )
-from reference_profile import Reference, ReferenceProfile, some_of
+from reference_profile import Reference, ReferenceProfile
 from stored_counts import counts_memory
 from technical_causes import (
     EVIDENCE,
@@ -42,7 +42,10 @@ from technical_causes import (
 DEFINING_CELLS = 2000
 GENES_NAMED = 8  # a cell
 DECODED_SHIFT = 0.2  # log2; a smaller shift of the decoded profile is not worth a name
+# Of residuals.parquet: no figure shows more.
+SHOWN_PATTERNS, SHOWN_CELLS, SHOWN_GENES = 20, 300, 15  # genes: a pattern and direction
 PARENTS = ["parent_1", "parent_2"]
+RESIDUAL_COLUMNS = ["pattern", "cell_id", "gene", "residual"]
 CELL_COLUMNS = [
     *("cell_id", "sample", "donor", "pattern", "nearest_reference", "distance"),
     *("technical_cause", "basis", "genes", "doublet_probability", *PARENTS, *EVIDENCE),
@@ -105,7 +108,7 @@ def pattern_markers(
     profile: ReferenceProfile,
     device,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """markers.tsv, the marker genes of each pattern; residuals.parquet, all of these in all."""
+    """markers.tsv, the marker genes of each pattern; residuals.parquet, these of single cells."""
     in_one = np.flatnonzero(pattern >= 0)
     chunks = profile.compare(model, flagged.take(in_one), nearest[in_one], device)
     sums = sum_genes(chunks, pattern[in_one], nearest[in_one], profile.variance)
@@ -118,18 +121,40 @@ def pattern_markers(
     if not tables:
         return no_reasons()[1:]
     markers = pd.concat(tables, ignore_index=True)[MARKER_COLUMNS]
-    genes = np.unique(flagged.genes.get_indexer(markers["gene"]))
-    residuals = [
-        pd.DataFrame(
-            {
-                "pattern": f"P{k}",
-                "gene": flagged.genes[genes],
-                "mean_residual": of_one.residual[genes] / of_one.n_cells,
-            }
-        )
-        for k, of_one in enumerate(sums, start=1)
-    ]
-    return markers, pd.concat(residuals, ignore_index=True)
+    return markers, cell_residuals(model, flagged, nearest, pattern, markers, profile, device)
+
+
+def cell_residuals(
+    model: VAE,
+    flagged: Cells,
+    nearest: np.ndarray,
+    pattern: np.ndarray,
+    markers: pd.DataFrame,
+    profile: ReferenceProfile,
+    device,
+) -> pd.DataFrame:
+    """residuals.parquet: the leading markers of the largest patterns in some cells of each.
+
+    Each pattern has the same share of the cells, or all where it has fewer.
+    """
+    n_patterns = min(pattern.max() + 1, SHOWN_PATTERNS)
+    cells = [np.flatnonzero(pattern == k) for k in range(n_patterns)]
+    each = SHOWN_CELLS // n_patterns
+    cells = np.concatenate([of[some_of(flagged.obs.index[of], each)] for of in cells])
+    names = [f"P{k + 1}" for k in range(n_patterns)]
+    leading = markers.groupby(["pattern", "direction"], sort=False).head(SHOWN_GENES)
+    genes = leading.loc[leading["pattern"].isin(names), "gene"].drop_duplicates()
+    at = flagged.genes.get_indexer(genes)
+    chunks = profile.compare(model, flagged.take(cells), nearest[cells], device)
+    residual = np.concatenate([chunk.residual[:, at] for chunk in chunks])
+    return pd.DataFrame(
+        {
+            "pattern": np.repeat([names[k] for k in pattern[cells]], len(at)),
+            "cell_id": np.repeat(flagged.obs.index.to_numpy()[cells], len(at)),
+            "gene": np.tile(genes.to_numpy(), len(cells)),
+            "residual": residual.ravel().astype(np.float32),
+        }
+    )
 
 
 def reasons(
@@ -193,9 +218,7 @@ def no_reasons() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The same of a run that flagged nobody."""
     numbers = {"distance", "doublet_probability", *EVIDENCE}
     cells = pd.DataFrame(columns=[*CELL_COLUMNS, "causes"], dtype=object)
-    residuals = pd.DataFrame(
-        {"pattern": pd.Series(dtype=object), "gene": pd.Series(dtype=object), "mean_residual": []}
-    )
+    residuals = pd.DataFrame(columns=RESIDUAL_COLUMNS, dtype=object).astype({"residual": float})
     return (
         cells.astype({name: float for name in CELL_COLUMNS if name in numbers}),
         pd.DataFrame(columns=MARKER_COLUMNS),

@@ -13,8 +13,8 @@ from omics_vae.model import VAE
 
 # Of a gene that the cell is not expected to show, nothing can be said to be missing or too much.
 LEAST_EXPECTED = 0.1
+OF_CELLS = ("doublet", "ambient")  # kinds that no bulk sample can be
 PROGRAM_FOLD = 4.0  # how many times as much of each gene of a program: log2 fold change 2
-AMBIENT_SHARE = 0.5  # of the counts of a cell that come from the soup
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Kind:
     kind: str
     strength: str
     make: Callable[..., sp.csr_matrix] | None  # None: whole cells of a group that was held out
+    value: float = np.nan  # the strength as a number, where the kind has a scale
 
 
 def expected_counts(model: VAE, cells: Cells, device) -> tuple[np.ndarray, np.ndarray]:
@@ -83,22 +84,46 @@ def inject_doublets(cells: Cells, model: VAE, device, rng: np.random.Generator) 
     return thin(both, total(cells.counts) / total(both), rng)
 
 
-def inject_ambient(cells: Cells, model: VAE, device, rng: np.random.Generator) -> sp.csr_matrix:
-    """Half of the counts of each cell are replaced by draws from the profile of these cells."""
-    kept = thin(cells.counts[:], np.full(len(cells), 1.0 - AMBIENT_SHARE), rng)
-    soup = cells.counts.sum(0)
-    lost = (total(cells.counts) - total(kept)).astype(np.int64)
-    drawn = rng.multinomial(lost, soup / soup.sum())
-    return (kept + sp.csr_matrix(drawn.astype(kept.dtype))).tocsr()
+def inject_ambient(share: float) -> Callable:
+    """A ``share`` of the counts of each cell is replaced by draws from the profile of these cells.
+
+    So that cell by cell the total count stays.
+    """
+
+    def make(cells: Cells, model: VAE, device, rng: np.random.Generator) -> sp.csr_matrix:
+        kept = thin(cells.counts[:], np.full(len(cells), 1.0 - share), rng)
+        soup = cells.counts.sum(0)
+        lost = (total(cells.counts) - total(kept)).astype(np.int64)
+        drawn = rng.multinomial(lost, soup / soup.sum())
+        return (kept + sp.csr_matrix(drawn.astype(kept.dtype))).tocsr()
+
+    return make
 
 
+# From what hardly any run finds to what most do, so that the power can be seen to rise.
 KINDS = [
-    *(Kind("single gene", f"z = {z}", inject_gene(z)) for z in (2, 3, 4, 6)),
-    *(Kind("program", f"{n} genes, 4-fold", inject_program(n)) for n in (5, 20, 100)),
+    *(Kind("single gene", f"z = {z}", inject_gene(z), z) for z in (3, 6, 12, 24)),
+    *(Kind("program", f"{n} genes, 4-fold", inject_program(n), n) for n in (5, 20, 100, 300)),
     Kind("doublet", "matched depth", inject_doublets),
-    Kind("ambient", "half of the counts", inject_ambient),
+    *(
+        Kind("ambient", f"{name} of the counts", inject_ambient(share), share)
+        for name, share in (("a quarter", 0.25), ("half", 0.5), ("three quarters", 0.75))
+    ),
 ]
 GROUP = Kind("group", "held out of the training", None)
+
+
+def possible_kinds(observations: str, n_genes: int) -> list[Kind]:
+    """The kinds that cells, or bulk samples, with so many genes in the model can be.
+
+    A program of most of the genes would be none: depth takes up what all genes have in common.
+    """
+    return [
+        kind
+        for kind in KINDS
+        if (observations == "cells" or kind.kind not in OF_CELLS)
+        and not (kind.kind == "program" and kind.value > n_genes / 2)
+    ]
 
 
 def injected(

@@ -10,7 +10,6 @@ from figure_style import (
     LIGHT_GREY,
     category_colours,
     letter_panels,
-    list_rows,
     new_figure,
     panels_table,
     rows_height,
@@ -23,10 +22,13 @@ from job import job
 
 MOST_PATTERNS = 20  # the largest; patterns.tsv has them all
 MOST_GENES = 60  # columns that still can be read at 183 mm
-GENES_A_PATTERN = 10  # markers up and down together, fewer where there are many patterns
+GENES_A_PATTERN = 15  # markers up and down together, fewer where there are many patterns
 LEAST_LIMIT = 2.0  # SDs at the end of the colours: smaller residuals must not look strong
-NO_PATTERN = "no pattern"
-TEXTS = ("pattern", "gene", "direction", "sample", "nearest_reference")
+LIMIT_SHARE = 0.98  # of the residuals that are within the colours; they end at 10 SD
+CELL_HEIGHT, LEAST_BAND, MOST_HEIGHT = 0.4, 3.0, 90.0  # mm: a cell, a pattern, all of them
+NO_PATTERN, NO_CAUSE = "no pattern", "none found"
+LEAST_COLUMNS = 4  # of the causes: fewer would be wide slabs
+TEXTS = ("pattern", "label", "gene", "direction", "sample", "nearest_reference")
 
 
 def chosen_genes(markers: pd.DataFrame, patterns: list[str]) -> list[str]:
@@ -45,27 +47,60 @@ def chosen_genes(markers: pd.DataFrame, patterns: list[str]) -> list[str]:
 
 
 def residual_table(residuals: pd.DataFrame, patterns: list[str], genes: list[str]) -> pd.DataFrame:
-    """Mean residual of each pattern (rows) in each gene (columns); NaN where it is not known.
+    """Residual of single cells (rows: pattern, cell_id) in each gene; NaN where it is not known.
 
-    ``residuals``: patterns/residuals.parquet (pattern, gene, mean_residual).
+    Pattern by pattern, in each the cells with the largest mean residual on top. ``residuals``:
+    patterns/residuals.parquet (pattern, cell_id, gene, residual).
     """
-    table = residuals.pivot(index="pattern", columns="gene", values="mean_residual")
-    return table.reindex(index=patterns, columns=genes)
+    table = residuals.pivot(index=["pattern", "cell_id"], columns="gene", values="residual")
+    table = table.reindex(columns=genes)
+    place = table.index.get_level_values("pattern").map(
+        {name: i for i, name in enumerate(patterns)}
+    )
+    shown = pd.DataFrame({"place": place, "mean": -table.mean(axis=1).to_numpy()}).dropna()
+    return table.iloc[shown.sort_values(["place", "mean"], kind="stable").index]
+
+
+def bands(n_cells: pd.Series) -> np.ndarray:
+    """Height (mm) of each pattern with so many cells shown; each has room for its name."""
+    height = np.maximum(CELL_HEIGHT * n_cells.to_numpy(float), LEAST_BAND)
+    return height * min(1.0, MOST_HEIGHT / max(height.sum(), 1e-12))
 
 
 def _draw_heatmap(ax: Axes, table: pd.DataFrame, names: list[str], notes: list[str]) -> None:
     values = table.to_numpy(float)
-    limit = max(LEAST_LIMIT, float(np.nanmax(np.abs(values), initial=0.0)))
-    image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    size = np.abs(values[np.isfinite(values)])
+    limit = max(LEAST_LIMIT, float(np.quantile(size, LIMIT_SHARE)) if len(size) else 0.0)
+    n_cells = table.groupby("pattern").size().reindex(names, fill_value=0)
+    height = bands(n_cells)
+    top = np.concatenate([[0.0], np.cumsum(height)])
+    # Cells share the height of their pattern.
+    edges = [np.linspace(top[i], top[i + 1], n + 1)[1:] for i, n in enumerate(n_cells) if n]
     ax.set_facecolor(LIGHT_GREY)
-    list_rows(ax, names, notes)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    image = ax.pcolormesh(
+        np.arange(len(table.columns) + 1) - 0.5,
+        np.concatenate([[0.0], *edges]),
+        np.ma.masked_invalid(values),
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        rasterized=True,
+    )
+    for end in top[1:-1]:
+        ax.axhline(end, color="white", lw=0.8)
+    ax.set_yticks(
+        (top[:-1] + top[1:]) / 2, [f"{n}  {note}" for n, note in zip(names, notes, strict=True)]
+    )
+    ax.set_ylim(top[-1], 0)
     ax.set_xticks(range(len(table.columns)), [shorten(gene, 14) for gene in table.columns])
-    ax.tick_params(axis="x", length=0, rotation=90)
-    ax.spines["bottom"].set_visible(False)
-    ax.set_title("Marker genes")
-    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, pad=0.01, aspect=12)
-    bar.set_label("Mean residual (SD)")
+    ax.tick_params(length=0)
+    ax.tick_params(axis="x", rotation=90)
+    ax.spines[:].set_visible(False)
+    shown, of = len(table), int(n_cells.gt(0).sum())
+    ax.set_title(f"Marker genes of {of} pattern{'s' * (of != 1)} in {shown:,} flagged cells")
+    extend = "both" if size.max(initial=0.0) > limit else "neither"
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, pad=0.01, aspect=12, extend=extend)
+    bar.set_label("Residual (SD)")
     bar.outline.set_visible(False)
 
 
@@ -98,11 +133,14 @@ def _draw_causes(ax: Axes, cells: pd.DataFrame, rows: list[str]) -> pd.DataFrame
     pattern = cells["pattern"].replace("", NO_PATTERN).reindex(cause.index)
     share = pd.crosstab(pattern, cause).reindex(rows, fill_value=0)
     share = share.div(cells["pattern"].replace("", NO_PATTERN).value_counts().reindex(rows), axis=0)
-    order = [name for name in share.columns if name != "none found"]
-    share = share[[*order, *(name for name in share.columns if name == "none found")]]
-    ax.imshow(share.to_numpy(float), cmap="Greys", vmin=0, vmax=2, aspect="auto")
+    order = [name for name in share.columns if name != NO_CAUSE]
+    share = share[[*order, *(name for name in share.columns if name == NO_CAUSE)]]
+    # Only what was found is shaded.
+    shade = share.to_numpy(float) * (share.columns != NO_CAUSE)
+    ax.imshow(shade, cmap="Greys", vmin=0, vmax=2, aspect="auto")
     for (row, column), value in np.ndenumerate(share.to_numpy(float)):
         ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center")
+    ax.set_xlim(-0.5, max(share.shape[1], LEAST_COLUMNS) - 0.5)
     ax.set_xticks(range(share.shape[1]), share.columns, rotation=30, ha="right")
     ax.set_yticks(range(len(rows)), rows)
     ax.tick_params(length=0)
@@ -123,20 +161,22 @@ def draw(
     names = list(shown["pattern"])
     genes = chosen_genes(markers, names)
     rows = [*names, *([NO_PATTERN] if (cells["pattern"] == "").any() else [])]
+    table = residual_table(residuals, names, genes)
+    n_shown = table.groupby("pattern").size().reindex(names, fill_value=0)
+    high = max(20.0, bands(n_shown).sum()) + 26.0
     low = rows_height(len(rows), 40.0)
     figure, axes = new_figure(
         [["genes", "genes"], ["sizes", "causes"]],
-        rows_height(len(names), 50.0) + 14.0 + low,
-        height_ratios=[rows_height(len(names), 50.0) + 14.0, low],
+        high + low,
+        height_ratios=[high, low],
         width_ratios=[1, 1.3],
     )
     tables = {}
-    if genes:
-        table = residual_table(residuals, names, genes)
-        notes = [f"{row.n_cells} cells, near {shorten(row.nearest_reference)}"
+    if len(table) and genes:
+        notes = [f"{row.n_cells:,} cells, near {shorten(row.nearest_reference)}"
                  for row in shown.itertuples()]  # fmt: skip
         _draw_heatmap(axes["genes"], table, names, notes)
-        tables["a"] = table.reset_index().melt("pattern", value_name="mean_residual")
+        tables["a"] = table.reset_index().melt(["pattern", "cell_id"], value_name="residual")
     else:
         say(axes["genes"], "no pattern" if not names else "no marker genes")
     if rows:
@@ -146,10 +186,28 @@ def draw(
         tables["c"] = _draw_causes(axes["causes"], cells, rows)
     else:
         for name in ("sizes", "causes"):
-            say(axes[name], "no flagged cells")
+            say(axes[name], "none flagged")
     letter_panels(axes[name] for name in ("genes", "sizes", "causes"))
-    alt = f"{len(patterns)} patterns among {len(cells):,} flagged cells."
-    return figure, panels_table(tables), alt
+    return figure, panels_table(tables), alt_text(patterns, cells)
+
+
+def alt_text(patterns: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """How many patterns there are, and what marks the largest."""
+    if not len(cells):
+        return "No heatmap: no cell is flagged."
+    inside = int((cells["pattern"] != "").sum())
+    text = f"{inside:,} of {len(cells):,} flagged cells are in {len(patterns)} patterns"
+    if not len(patterns):
+        return f"{text}: no heatmap. Bars and a table of the technical causes of the flagged cells."
+    leading = "; ".join(
+        f"{row.pattern}: {row.n_cells:,} cells near {row.nearest_reference}, "
+        f"{row.label or 'no marker'}"
+        for row in patterns.head(5).itertuples()
+    )
+    return (
+        f"Heatmap of the residuals of single flagged cells in marker genes. {text}. The largest: "
+        f"{leading}. Below, the samples and the technical causes of each pattern."
+    )
 
 
 if __name__ == "__main__":

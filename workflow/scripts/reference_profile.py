@@ -5,17 +5,15 @@ at the cell's own latent position, and that of a normal cell of its nearest refe
 that the model places aside and then decodes well differs from the second alone.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.spatial import cKDTree
 
-from held_cells import Cells
+from held_cells import Cells, some_of
 from omics_vae.anomaly import pooled_rates
 from omics_vae.inference import decoded
 from omics_vae.likelihoods import Likelihood, NegativeBinomial
@@ -184,10 +182,3 @@ class Reference:
             return np.reshape(tree.query(points, k=k)[0], (len(points), k)).mean(1)
 
         return mean(latent) / max(float(np.median(mean(self.held_out.latent))), 1e-12)
-
-
-def some_of(cell_ids: pd.Index, at_most: int) -> np.ndarray:
-    """Positions of at most so many cells, chosen by their names and not by their order."""
-    names = cell_ids.astype(str)
-    number = np.array([zlib.crc32(name.encode()) for name in names], dtype=np.int64)
-    return np.sort(np.lexsort((names, number))[:at_most])

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from gene_panels import Density, top_table
 from gene_tests import (
     LOG_10,
     SHIFTS,
@@ -241,8 +242,10 @@ def score(
     is_bulk: bool,
     full_table: str,
     device,
-) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray | None, int]:
+) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray | None, int, pd.DataFrame, pd.DataFrame]:
     """Hits, outliers per query cell, the posterior of theta, and the rows of the full table.
+
+    And of the same cells as the hits the tables for the figure, density.tsv and top.parquet.
 
     ``verdict``: cells.parquet; ``full_table``: the path to write it to.
     """
@@ -253,7 +256,7 @@ def score(
     kept = {"query": everyone, "flagged": flagged, "none": none}[settings["full_table"]]
     theta = held_out_theta(fits, device) if is_bulk else None
     hits, outliers = [pd.DataFrame(columns=HIT_COLUMNS)], []
-    full = FullTable(full_table, fits[0][1], kept)
+    full, density = FullTable(full_table, fits[0][1], kept), Density()
     for model, cells in fits:
         seen = cells.of("train", "validation")
         rates = anomaly.pooled_rates(seen.counts, seen.size)
@@ -261,13 +264,15 @@ def score(
             hits.append(hits_of(block, reported, cells, settings["alpha"]))
             outliers.append(outliers_of(block, settings["alpha"], cells.genes))
             full.add(block)
+            density.add(block, np.flatnonzero(are_among(block["names"], reported)))
     full.writer.close()
     table = query.merge(pd.concat(outliers), on="cell_id", validate="one_to_one")
     if is_bulk:
         many = table["n_outlier_genes"] > ABERRANT_GENES
         table["is_aberrant"] = many & (table["share"] > ABERRANT_SHARE)
     hits = pd.concat([part for part in hits if len(part)] or hits[:1], ignore_index=True)
-    return hits, table, theta, full.n_rows
+    top = top_table(fits, hits, flagged, theta, is_bulk, device)
+    return hits, table, theta, full.n_rows, density.table(), top
 
 
 if __name__ == "__main__":
@@ -283,11 +288,13 @@ if __name__ == "__main__":
             output.full,
             lambda path: found.extend(score(fits, verdict, settings, is_bulk, path, device)),
         )
-        hits, outliers, theta, n_rows = found
+        hits, outliers, theta, n_rows, density, top = found
         check = check_on_normal(fits, theta, params.seed, device)
         write_parquet(hits, output.genes)
         write_tsv(hits, output.genes_tsv)
         write_tsv(outliers, output.outliers)
+        write_tsv(density, output.density)
+        write_parquet(top, output.top)
         write_json(
             {
                 "observations": params.observations,
@@ -295,11 +302,13 @@ if __name__ == "__main__":
                 "n_query": len(outliers),
                 "n_genes": len(fits[0][1].genes),
                 "n_genes_of_model": len(fits[0][1].in_model),
+                "n_reported": len(outliers) if is_bulk else int(outliers["is_anomaly"].sum()),
                 "n_hits": len(hits),
                 "n_genes_hit": int(hits["gene"].nunique()),
                 "n_with_outliers": int((outliers["n_outlier_genes"] > 0).sum()),
                 "median_outlier_genes": float(outliers["n_outlier_genes"].median()),
                 "n_aberrant": int(outliers["is_aberrant"].sum()) if is_bulk else None,
+                "aberrant_above": max(ABERRANT_GENES, ABERRANT_SHARE * len(fits[0][1].genes)),
                 "full_table": settings["full_table"],
                 "n_rows_full_table": n_rows,
                 "median_theta_ratio": None if theta is None else median_ratio(theta),

@@ -46,7 +46,8 @@ from report_tables import (
 
 STAGES = (
     *("import", "preprocess", "library_size", "likelihood", "train", "rate_distortion", "prune"),
-    *("embed", "evidence", "anomaly", "genes", "doublets", "patterns", "check", "stability"),
+    *("embed", "evidence", "correlation", "anomaly", "genes", "doublets", "patterns", "check"),
+    "stability",
 )
 ALL_SAMPLES = "all samples"
 # Columns of names in the tables of the reasons.
@@ -65,7 +66,9 @@ FIGURES = {
     "pruning": "Evidence for each latent dimension and held-out ELBO before and after the cut.",
     "latent": "UMAP of the latent space by sample, use, p-value and, where known, cell type.",
     "anomalies": "p-values, quantiles, score against depth and flagged share of each sample.",
-    "patterns": "Marker genes of each pattern of flagged cells, its samples, its technical causes.",
+    "patterns": "Flagged cells in the markers of each pattern, its samples, its technical causes.",
+    "genes": "Outlier genes: fold changes, observed against expected counts, how many there are.",
+    "correlation": "Correlation of bulk samples before and after the model's expectation.",
     "check": "AUROC, power and realised false discovery proportion on injected anomalies.",
 }
 
