@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.scale import SymmetricalLogScale
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from figure_style import (
@@ -32,15 +32,20 @@ SIDES = {"up": ANOMALY, "down": BLUE}
 STEPS = {"counts": (0.05, 0.05), "volcano": (0.1, 0.2)}  # of the places in density.tsv
 MOST_LABELS, MOST_OBSTACLES = 12, 3000
 LINEAR_TO = 10.0  # -log10 p up to which its axis is linear; beyond it hits are far apart
-NEAR = 1.5  # points between a mark and its label
+AWAY = 1.5  # points between a mark and its name
 LEAST_EXPECTED = 1e-4  # counts; of less nothing can be missing
-WIDE = 10.0  # expected counts, largest over smallest, of which only decades are named
+WIDE = 50.0  # expected counts, largest over smallest, of which only decades are named
 HEIGHT, TOP_HEIGHT = 64.0, 52.0  # mm
 # Beside a mark, above and below it, at its corners: how the name is aligned, and where it stands.
 PLACES = [("left", "center", 1, 0), ("right", "center", -1, 0), ("center", "bottom", 0, 1)]
 PLACES += [("center", "top", 0, -1)]
 PLACES += [("left", "bottom", 1, 1), ("left", "top", 1, -1)]
 PLACES += [("right", "bottom", -1, 1), ("right", "top", -1, -1)]
+
+
+def plain_number(value: float, _=None) -> str:
+    """As a label of an axis: 1,000,000 and not 1e+06."""
+    return f"{value:,.10g}"
 
 
 def gene_table(hits: pd.DataFrame) -> pd.DataFrame:
@@ -78,7 +83,7 @@ def label_points(ax: Axes, points: pd.DataFrame) -> list[str]:
     for i, point in enumerate(points.head(MOST_LABELS).itertuples()):
         for ha, va, right, up in PLACES:
             text = ax.annotate(
-                point.name, (point.x, point.y), (right * NEAR, up * NEAR), ha=ha, va=va,
+                point.name, (point.x, point.y), (right * AWAY, up * AWAY), ha=ha, va=va,
                 textcoords="offset points", fontsize=5, annotation_clip=False,
             )  # fmt: skip
             box = text.get_window_extent(renderer)
@@ -108,7 +113,7 @@ def from_zero(axis, most: float, linear_to: float) -> None:
     steps += [s * linear_to * 10.0**d for d in range(decades + 1) for s in within]
     axis.set_major_locator(FixedLocator(sorted({s for s in steps if s <= most})))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_major_formatter(plain_number)
     axis.axes.set(
         **{f"{axis.axis_name}lim": (-0.12 if linear_to == 1.0 else -0.03 * linear_to, 1.3 * most)}
     )
@@ -183,7 +188,7 @@ def _draw_genes(ax: Axes, genes: pd.DataFrame, n: int) -> pd.DataFrame:
                          "name": best["gene"].map(shorten)})  # fmt: skip
 
 
-def _draw_counts(ax: Axes, hits: pd.DataFrame, density: pd.DataFrame, unit: str) -> None:
+def _draw_counts(ax: Axes, hits: pd.DataFrame, density: pd.DataFrame) -> None:
     _draw_density(ax, density, "counts")
     _draw_sides(ax, hits["expected"].clip(lower=0) + 1, hits["observed"] + 1, hits["direction"])
     places = density[density["plane"] == "counts"]
@@ -192,9 +197,10 @@ def _draw_counts(ax: Axes, hits: pd.DataFrame, density: pd.DataFrame, unit: str)
     ax.set(xlim=(0.9, 1.3 * top), ylim=(0.9, 1.3 * top))
     log_axis(ax.xaxis)
     log_axis(ax.yaxis)
+    ax.yaxis.set_major_formatter(plain_number)
     ax.set(xlabel="Expected counts + 1", ylabel="Observed counts + 1")
     n = int(places["n_tests"].sum())
-    ax.set_title(f"{n:,} tests, a {unit} and gene each")
+    ax.set_title(f"{n:,} tests")
 
 
 def _draw_samples(ax: Axes, outliers: pd.DataFrame, above: float) -> pd.DataFrame:
@@ -237,7 +243,7 @@ def _draw_shares(ax: Axes, outliers: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables) if tables else pd.DataFrame()
 
 
-def _draw_gene(ax: Axes, of_gene: pd.DataFrame) -> None:
+def _draw_gene(ax: Axes, of_gene: pd.DataFrame, unit: str) -> None:
     """One gene: each cell or sample, the interval that holds 95 % of normal ones, the hits."""
     line = of_gene.assign(expected=of_gene["expected"].clip(lower=LEAST_EXPECTED))
     line = line.sort_values("expected")
@@ -263,7 +269,8 @@ def _draw_gene(ax: Axes, of_gene: pd.DataFrame) -> None:
         from_zero(ax.yaxis, most, 1.0)
     ax.set_xlabel("Expected counts")
     n = f"{of_gene['is_hit'].sum():,} of {len(of_gene):,}"
-    ax.set_title(f"{shorten(of_gene['gene'].iloc[0], 16)} ({n})")
+    # In two lines: a title wider than its panel leaves the layout no room.
+    ax.set_title(f"{shorten(of_gene['gene'].iloc[0])}\n{n} {unit}s")
 
 
 @style()
@@ -273,12 +280,10 @@ def draw(
 ) -> tuple[Figure, pd.DataFrame, str]:  # fmt: skip
     """The tables of the folder genes/, as score_genes writes them."""
     is_bulk, genes = summary["observations"] == "samples", list(dict.fromkeys(top["gene"]))
-    unit = "sample" if is_bulk else "cell"
-    rows = [["a"] * 4 + ["b"] * 4 + ["c"] * 4]
-    each = 12 // max(len(genes), 1)
+    # Nested: in one grid of twelve columns a column would be too narrow for two panels' labels.
+    rows = [[[["a", "b", "c"]]]]
     if genes:
-        row = [f"d{k}" for k in range(len(genes)) for _ in range(each)]
-        rows.append(row)
+        rows.append([[[f"d{k}" for k in range(len(genes))]]])
     heights = [HEIGHT, TOP_HEIGHT][: len(rows)]
     figure, axes = new_figure(rows, sum(heights) + 4.0, height_ratios=heights)
     table, labels = gene_table(hits), {}
@@ -293,12 +298,12 @@ def draw(
             "no outlier gene in a flagged cell" if summary["n_reported"] else "none flagged",
         )
     if len(density):
-        _draw_counts(axes["b"], hits, density, unit)
+        _draw_counts(axes["b"], hits, density)
     else:
         say(axes["b"], "none flagged")
     shares = outliers if is_bulk else _draw_shares(axes["c"], outliers)
     for k, gene in enumerate(genes):
-        _draw_gene(axes[f"d{k}"], top[top["gene"] == gene])
+        _draw_gene(axes[f"d{k}"], top[top["gene"] == gene], "sample" if is_bulk else "cell")
     for name in "abc":
         if axes[name].get_legend_handles_labels()[0]:
             falls = name == "c" and not is_bulk

@@ -27,6 +27,7 @@ LEAST_LIMIT = 2.0  # SDs at the end of the colours: smaller residuals must not l
 LIMIT_SHARE = 0.98  # of the residuals that are within the colours; they end at 10 SD
 CELL_HEIGHT, LEAST_BAND, MOST_HEIGHT = 0.4, 3.0, 90.0  # mm: a cell, a pattern, all of them
 NO_PATTERN, NO_CAUSE = "no pattern", "none found"
+EMPTY_HEIGHT = 20.0  # mm
 LEAST_COLUMNS = 4  # of the causes: fewer would be wide slabs
 TEXTS = ("pattern", "label", "gene", "direction", "sample", "nearest_reference")
 
@@ -165,6 +166,8 @@ def draw(
     n_shown = table.groupby("pattern").size().reindex(names, fill_value=0)
     high = max(20.0, bands(n_shown).sum()) + 26.0
     low = rows_height(len(rows), 40.0)
+    if not rows:
+        high = low = EMPTY_HEIGHT
     figure, axes = new_figure(
         [["genes", "genes"], ["sizes", "causes"]],
         high + low,
