@@ -5,7 +5,7 @@ INPUTS
 OUTPUTS
     results/<run>/figures/<name>.pdf .svg .png .tsv           a figure and its source data
     results/<run>/annotated.h5ad                              all cells with scores, for scanpy
-    results/<run>/report.html, methods.md
+    results/<run>/report.html, methods.md, references.bib
     results/<run>/run.json, ro-crate-metadata.json            what made all this; as an RO-Crate
 """
 
@@ -34,6 +34,8 @@ SUMMARIES = [
         for path in COMPARISON + CURVE + PAIRS + CHECK + DOUBLETS
     ),
 ]
+# What the page is put together from.
+PAGE = [f"report/{file}" for file in ("report.html", "report.css", "page.js", "table.js", "map.js")]
 # Printed in the report: what a number may depend on.
 VERSIONS = (
     "snakemake torch scanpy anndata numpy scipy numba pandas scikit-learn scikit-misc umap-learn"
@@ -42,6 +44,7 @@ VERSIONS = (
 RESULTS = [
     f"{RUN}/report.html",
     f"{RUN}/methods.md",
+    f"{RUN}/references.bib",
     f"{RUN}/annotated.h5ad",
     f"{RUN}/anomaly/cells.tsv",
     f"{RUN}/genes/genes.tsv",
@@ -276,6 +279,7 @@ rule annotate_counts:
 rule write_report:
     input:
         figures=expand(f"{RUN}/figures/{{figure}}.png", figure=FIGURES),
+        texts=expand(f"{RUN}/figures/{{figure}}.txt", figure=FIGURES),
         summaries=SUMMARIES,
         splits=f"{RUN}/preprocess/splits.tsv",
         samples_library=f"{RUN}/library_size/samples.tsv",
@@ -294,9 +298,13 @@ rule write_report:
         patterns=f"{RUN}/patterns/patterns.tsv",
         markers=f"{RUN}/patterns/markers.tsv",
         groups=f"{RUN}/patterns/groups.tsv",
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        library_size=f"{RUN}/library_size/library_size.parquet",
+        umap=f"{RUN}/embed/{FIT}/umap.parquet",
     output:
         report=f"{RUN}/report.html",
         methods=f"{RUN}/methods.md",
+        bibtex=f"{RUN}/references.bib",
     log:
         logs("write_report"),
     benchmark:
@@ -309,7 +317,7 @@ rule write_report:
     params:
         config=config,
         versions=VERSIONS,
-        code=code("write_report.py", "report/report.html"),
+        code=code("write_report.py", *PAGE),
     script:
         "../scripts/write_report.py"
 
