@@ -15,16 +15,23 @@ function shuffled(row) {
 }
 
 class CellMap {
-  constructor(root, data) {
+  constructor(root) {
     this.root = root;
-    this.data = data;
-    this.one = data.unit.slice(0, -1);
+    this.part = (name) => root.querySelector(`[data-part="${name}"]`);
     this.off = new Set(); // labels switched off in the legend
-    this.genes = new Map(data.genes.map((gene) => [gene.name.toLowerCase(), gene]));
   }
 
-  async start() {
-    const { data } = this;
+  // Once, when the map comes near the screen or is asked for a cell.
+  start() {
+    this.started ??= this.unpackAndDraw();
+    return this.started;
+  }
+
+  async unpackAndDraw() {
+    const data = readData("data-map");
+    this.data = data;
+    this.one = data.unit.slice(0, -1);
+    this.genes = new Map(data.genes.map((gene) => [gene.name.toLowerCase(), gene]));
     const places = await Promise.all([unpack(data.x), unpack(data.y)]);
     [this.x, this.y] = places.map((bytes) => Float64Array.from(new Uint16Array(bytes.buffer)));
     this.names = await unpackJson(data.names);
@@ -32,11 +39,11 @@ class CellMap {
     for (const category of data.categories) category.codes = await unpack(category.data);
     for (const number of data.numbers) number.values = await unpackFloats(number.data);
     this.flagged = this.rowsOf("finding", "flagged");
-    this.part = (name) => this.root.querySelector(`[data-part="${name}"]`);
     this.build();
     await this.draw();
     await this.colourBy("finding");
     themeListeners.push(() => this.paint());
+    this.root.dataset.ready = "yes";
   }
 
   rowsOf(name, label) {
@@ -66,7 +73,6 @@ class CellMap {
     this.part("in").addEventListener("click", () => this.zoom(0.6));
     this.part("out").addEventListener("click", () => this.zoom(1 / 0.6));
     this.part("reset").addEventListener("click", () => this.reset());
-    this.root.hidden = false;
   }
 
   // ---- the plot
@@ -116,6 +122,7 @@ class CellMap {
       const [hit] = this.cells.inspected.indices;
       if (hit !== undefined) this.tell(this.cells.data.row[hit]);
     });
+    for (const moved of ["pointerdown", "wheel"]) frame.addEventListener(moved, () => (this.isWhole = false));
     this.plot = plot;
     plot.properties.inner_width.change.connect(() => this.keepShape());
     plot.properties.inner_height.change.connect(() => this.keepShape());
@@ -126,6 +133,7 @@ class CellMap {
   // ---- where one looks
 
   look(x, y, width) {
+    this.isWhole = false;
     const height = (width * this.plot.inner_height) / Math.max(1, this.plot.inner_width);
     this.range.x.setv({ start: x - width / 2, end: x + width / 2 });
     this.range.y.setv({ start: y - height / 2, end: y + height / 2 });
@@ -143,7 +151,7 @@ class CellMap {
 
   // A distance means the same in both directions.
   keepShape() {
-    if (this.whole) this.reset();
+    if (this.isWhole) this.reset();
     else this.look(...this.centre());
   }
 
@@ -152,8 +160,7 @@ class CellMap {
     const [right, top] = [largest(this.x), largest(this.y)];
     const shape = this.plot.inner_width / Math.max(1, this.plot.inner_height);
     this.look(right / 2, top / 2, 1.06 * Math.max(right, top * shape));
-    this.whole = true;
-    queueMicrotask(() => (this.whole = false));
+    this.isWhole = true;
   }
 
   // ---- colours
@@ -274,7 +281,8 @@ class CellMap {
     this.tell(row);
   }
 
-  show(name) {
+  async show(name) {
+    await this.start();
     const row = this.rowOf.get(name);
     if (row === undefined) {
       say(this.part("said"), `${name} is not among the ${this.data.unit} drawn here.`);
@@ -319,12 +327,19 @@ class CellMap {
   }
 }
 
-async function startMap() {
-  cellMap = new CellMap(byId("map"), readData("data-map"));
-  // As for the tests: the page says when it is ready.
-  await cellMap.start();
-  byId("map").dataset.ready = "yes";
+function startMap(root) {
+  root.hidden = false;
+  cellMap = new CellMap(root);
   for (const table of longTables.values()) table.draw();
+  const watcher = new IntersectionObserver(
+    ([{ isIntersecting }]) => {
+      if (!isIntersecting) return;
+      watcher.disconnect();
+      cellMap.start();
+    },
+    { rootMargin: "100%" },
+  );
+  watcher.observe(root);
 }
 
-if (byId("map") && "DecompressionStream" in window) await startMap();
+if (byId("map") && "DecompressionStream" in window) startMap(byId("map"));

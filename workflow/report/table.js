@@ -142,9 +142,9 @@ class LongTable {
 
   row(row) {
     const made = element("tr");
-    this.about.forEach(({ kind, name }, column) => {
+    this.about.forEach(({ style, name }, column) => {
       const text = this.shown(row, column);
-      const cell = element("td", { className: kind === "text" || kind === "yes_no" ? "" : "number" });
+      const cell = element("td", { className: style });
       if (name === "cell_id" && cellMap) {
         const button = element("button", { type: "button", className: "link", title: "Show it on the map" }, text);
         button.addEventListener("click", () => cellMap.show(text));

@@ -54,6 +54,7 @@ FLAGGED = (
         "Genes that make it odd",
         text,
         False,
+        is_long=True,
         says="+ higher, − lower than expected of this cell; the surest first.",
     ),
     Column(

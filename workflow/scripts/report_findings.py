@@ -85,14 +85,6 @@ def what_was_found(
 ) -> list[dict]:
     """Sentences, each with the section that has more; ``samples``: with the share flagged."""
     lines = []
-    if genes["n_hits"]:
-        lines.append(
-            {
-                "text": f"{_of_one(genes['n_hits'], 'outlier gene')} in "
-                f"{whole(genes['n_with_outliers'])} {genes['observations']}.",
-                "to": "genes",
-            }
-        )
     for row in patterns.head(MAX_SHOWN).itertuples():
         markers = f", marked by {row.label}" if row.label else ""
         near = f", nearest to {row.nearest_reference}" if row.nearest_reference else ""
@@ -108,6 +100,14 @@ def what_was_found(
                 f"flagged {genes['observations']} show no technical cause: the candidates for new "
                 "biology.",
                 "to": "why",
+            }
+        )
+    if genes["n_hits"]:
+        lines.append(
+            {
+                "text": f"{_of_one(genes['n_hits'], 'outlier gene')} in "
+                f"{whole(genes['n_with_outliers'])} {genes['observations']}.",
+                "to": "genes",
             }
         )
     judged = samples[samples["n_query"] > 0]

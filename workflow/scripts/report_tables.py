@@ -28,6 +28,12 @@ class Column:
     is_number: bool = True
     says: str = ""
     has_menu: bool = False  # a long table can be filtered by its values
+    is_long: bool = False  # its texts need room
+
+    @property
+    def style(self) -> str:
+        """The class of its cells in the page."""
+        return "number" if self.is_number else "long" if self.is_long else ""
 
 
 def whole(value: object) -> str:
@@ -81,7 +87,7 @@ def make_table(rows: pd.DataFrame, columns: Iterable[Column], unit: str = "cells
     headings = [of_unit(column.heading, unit) for column in present]
     says = [of_unit(column.says, unit) for column in present]
     return {
-        "headings": [(of_unit(c.heading, unit), c.is_number) for c in present],
+        "headings": list(zip(headings, [column.style for column in present], strict=True)),
         "rows": [list(row) for row in zip(*cells, strict=True)],
         "says": [pair for pair in zip(headings, says, strict=True) if pair[1]],
     }
@@ -95,6 +101,7 @@ def make_long_table(rows: pd.DataFrame, columns: Iterable[Column], unit: str = "
             "name": column.name,
             "heading": of_unit(column.heading, unit),
             "kind": column.show.__name__,
+            "style": column.style,
             "menu": column.has_menu,
         }
         for column in present
