@@ -56,7 +56,7 @@ class LongTable {
       const show = SHOW[kind];
       const values = [...new Set(this.columns[column])].sort((a, b) => show(a).localeCompare(show(b)));
       if (values.length < 2 || values.length > MAX_CHOICES) return [];
-      const select = element("select", {}, element("option", { value: "" }, "all"));
+      const select = element("select", { "aria-label": heading }, element("option", { value: "" }, "all"));
       values.forEach((value, i) => select.append(element("option", { value: String(i) }, show(value))));
       select.addEventListener("change", () =>
         this.changed(() => {
@@ -169,7 +169,7 @@ class LongTable {
     const cell = (value, kind) => {
       if (value === null) return "NA";
       if (kind !== "text") return String(value);
-      const text = value.replace(/[\t\r\n]/g, " ");
+      const text = value.replace(/[\t\r\n\u2028\u2029]/g, " ");
       return FORMULA.test(value) ? `'${text}` : text;
     };
     const lines = this.rows.map((row) => this.about.map(({ kind }, i) => cell(this.columns[i][row], kind)).join("\t"));

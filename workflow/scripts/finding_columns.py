@@ -12,7 +12,7 @@ SAMPLES = (
         "n_query",
         "Cells judged",
         whole,
-        says="Query cells with a p-value; reference cells have none.",
+        says="Cells that got a p-value.",
     ),
     Column(
         "n_flagged",
@@ -78,7 +78,7 @@ FLAGGED = (
         "p_value",
         "p",
         digits,
-        says="Share of calibration cells at least as odd, the cell itself counted among them.",
+        says="How rarely a normal cell is at least as odd.",
     ),
     Column("sample", "Sample", text, False, has_menu=True),
     Column(

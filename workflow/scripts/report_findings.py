@@ -148,5 +148,5 @@ def how_sure(anomaly: dict, checks: list[dict], check: dict, unit: str) -> list[
         n_sound = len(checks) - len(doubtful)
         lines.append({"text": f"{n_sound} of {len(checks)} checks sound: {told}.", "to": "sure"})
     if anomaly["is_ranking"]:
-        lines.append({"text": "There is no calibration set, so no error rate.", "to": "sure"})
+        lines.append({"text": "No cell is known to be normal, so there is no error rate.", "to": "sure"})
     return lines
