@@ -334,7 +334,7 @@ def test_pointing_at_a_cell_tells_its_facts(page, run):
     x, y = middle_of_map(page)
     page.mouse.move(x - 60, y - 60)
     page.mouse.move(x, y)
-    tooltip = page.locator(".bk-Tooltip")
+    tooltip = page.locator("#map .tooltip")
     expect(tooltip).to_contain_text(cell["cell_id"])
     expect(tooltip).to_contain_text(f"{cell['score']:.3g}")
     expect(tooltip).to_contain_text("flagged")

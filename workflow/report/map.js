@@ -1,6 +1,7 @@
 // The map of the cells: colours, legend, search, facts, selection. BokehJS draws it.
 
 const N_SHADES = 255; // of a number or a gene; shade 0 is for what is missing, or a gene without counts
+const REACH = 6; // pixels from a point within which it is pointed at
 const FEW = 20_000; // points up to which a drag redraws all of them
 const CLIP = 0.005; // a share of the smallest, and of the largest, numbers has the colour at the end
 const TRANSFORMS = {
@@ -79,7 +80,7 @@ class CellMap {
 
   async draw() {
     const { figure, show } = Bokeh.Plotting;
-    const { ColumnDataSource, Range1d, LinearColorMapper, HoverTool, PanTool, WheelZoomTool } = Bokeh;
+    const { ColumnDataSource, Range1d, LinearColorMapper, PanTool, WheelZoomTool } = Bokeh;
     this.tools = { pan: new PanTool(), box: new Bokeh.BoxSelectTool(), lasso: new Bokeh.LassoSelectTool() };
     this.range = { x: new Range1d({ start: 0, end: 1 }), y: new Range1d({ start: 0, end: 1 }) };
     this.mapper = new LinearColorMapper({ palette: ["#888888"], low: -0.5, high: 0.5 });
@@ -87,13 +88,12 @@ class CellMap {
     this.ringed = new ColumnDataSource({ data: { x: [], y: [] } });
     this.found = new ColumnDataSource({ data: { x: [], y: [] } });
     const wheel = new WheelZoomTool({ modifiers: { ctrl: true } });
-    const hover = new HoverTool({ limit: 1, attachment: "horizontal" });
     const plot = figure({
       x_range: this.range.x,
       y_range: this.range.y,
       sizing_mode: "stretch_both",
       toolbar_location: null,
-      tools: [...Object.values(this.tools), wheel, hover],
+      tools: [...Object.values(this.tools), wheel],
       active_drag: this.tools.pan,
       active_scroll: wheel,
       background_fill_color: null,
@@ -113,21 +113,56 @@ class CellMap {
       source: this.ringed, size: size + 3, fill_color: null, line_color: "#D55E00", line_alpha: 0.8, line_width: 0.8,
     });
     plot.scatter({ field: "x" }, { field: "y" }, { source: this.found, size: size + 14, fill_color: null, line_color: "#D55E00", line_width: 3 });
-    hover.renderers = [points];
     for (const tool of [this.tools.box, this.tools.lasso]) tool.renderers = [points];
-    hover.tooltips = (source, { index }) => this.factsOf(source.data.row[index]);
     this.cells.selected.properties.indices.change.connect(() => this.selected());
     const frame = this.part("plot");
-    frame.addEventListener("click", () => {
-      const [hit] = this.cells.inspected.indices;
-      if (hit !== undefined) this.tell(this.cells.data.row[hit]);
+    frame.addEventListener("pointermove", (event) => this.point(event));
+    frame.addEventListener("pointerleave", () => (this.tooltip.hidden = true));
+    frame.addEventListener("click", (event) => {
+      const row = this.nearest(event);
+      if (row !== undefined) this.tell(row);
     });
     for (const moved of ["pointerdown", "wheel"]) frame.addEventListener(moved, () => (this.isWhole = false));
     this.plot = plot;
     plot.properties.inner_width.change.connect(() => this.keepShape());
     plot.properties.inner_height.change.connect(() => this.keepShape());
-    await show(plot, frame);
+    this.view = await show(plot, frame);
+    this.tooltip = element("div", { className: "tooltip", hidden: true });
+    frame.append(this.tooltip);
     this.reset();
+  }
+
+  // ---- what one points at
+
+  // The row of the nearest point within a few pixels. BokehJS's own hover would draw all points again at each move.
+  nearest({ clientX, clientY }) {
+    const { left, top } = this.part("plot").getBoundingClientRect();
+    const { x_scale: across, y_scale: up } = this.view.frame;
+    const [x, y] = [across.invert(clientX - left), up.invert(clientY - top)];
+    const reach = REACH * Math.abs(across.invert(1) - across.invert(0));
+    let [least, found] = [reach * reach, undefined];
+    for (const row of this.cells.data.row) {
+      const distance = (this.x[row] - x) ** 2 + (this.y[row] - y) ** 2;
+      // Of points at one place the last, which lies on top.
+      if (distance <= least) [least, found] = [distance, row];
+    }
+    return found;
+  }
+
+  point(event) {
+    const row = event.buttons ? undefined : this.nearest(event);
+    this.tooltip.hidden = row === undefined;
+    if (row === undefined) return;
+    const { left, top, width, height } = this.part("plot").getBoundingClientRect();
+    const [x, y] = [event.clientX - left, event.clientY - top];
+    this.tooltip.replaceChildren(this.factsOf(row));
+    // On the side that has more room.
+    this.tooltip.style.inset = [
+      y < height / 2 ? `${y + 12}px` : "auto",
+      x < width / 2 ? "auto" : `${width - x + 12}px`,
+      y < height / 2 ? "auto" : `${height - y + 12}px`,
+      x < width / 2 ? `${x + 12}px` : "auto",
+    ].join(" ");
   }
 
   // ---- where one looks
@@ -180,8 +215,9 @@ class CellMap {
 
   async useGene(name) {
     const gene = this.genes.get(name.toLowerCase());
-    gene.shades ??= await unpack(gene.data);
-    this.colours = { heading: `${gene.name}, log(1 + count at median depth)`, shades: gene.shades, low: "0", high: digits(gene.top) };
+    gene.steps ??= await unpack(gene.data);
+    const shades = gene.steps.map((step) => Math.round((step * N_SHADES) / this.data.steps));
+    this.colours = { heading: `${gene.name}, log(1 + count at median depth)`, shades, low: "0", high: digits(gene.top) };
   }
 
   shadesOf({ values, scale }) {
@@ -257,11 +293,9 @@ class CellMap {
     const facts = [];
     for (const { heading, labels, codes } of this.data.categories) facts.push([heading, labels[codes[row]]]);
     for (const { heading, values } of this.data.numbers) facts.push([heading, digits(values[row])]);
-    const { shades, heading } = this.colours;
-    const isGene = this.choice.startsWith("gene ");
-    if (isGene) {
+    if (this.choice.startsWith("gene ")) {
       const gene = this.genes.get(this.choice.slice(5).toLowerCase());
-      facts.push([heading.split(",")[0], digits((gene.top * shades[row]) / N_SHADES)]);
+      facts.push([gene.name, digits((gene.top * gene.steps[row]) / this.data.steps)]);
     }
     const list = element("dl", { className: "facts" }, element("dt", {}, this.one), element("dd", {}, element("b", {}, this.names[row])));
     for (const [name, value] of facts) {

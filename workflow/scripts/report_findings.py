@@ -21,8 +21,13 @@ def collect_warnings(summaries: list[dict]) -> list[dict]:
 
 
 def first_warnings(warnings: list[dict]) -> list[dict]:
-    """The few that the first screen shows: those of the finding before those of other stages."""
-    return sorted(warnings, key=lambda w: w["where"] not in FIRST_STAGES)[:MAX_SHOWN]
+    """The few that the first screen shows: those of the finding before those of other stages.
+
+    Of several with the same mend the first.
+    """
+    ordered = sorted(warnings, key=lambda warning: warning["where"] not in FIRST_STAGES)
+    by_mend = {warning["mend"] or warning["what"]: warning for warning in reversed(ordered)}
+    return [w for w in ordered if by_mend[w["mend"] or w["what"]] is w][:MAX_SHOWN]
 
 
 def judge(anomaly: dict, unit: str = "cells") -> list[dict]:

@@ -17,7 +17,8 @@ from packed import packed, packed_floats, packed_json
 
 MAX_CELLS = 100_000  # all that is flagged and a random choice of the rest
 # Genes are taken until there are so many, or until they take so many bytes of the page.
-MAX_GENES, GENE_BYTES = 300, 2_500_000
+MAX_GENES, GENE_BYTES = 300, 2_000_000
+GENE_STEPS = 63  # of a gene's values; 255 would take a quarter more
 MAX_LABELS = 100  # of a category; the smallest are "other" from there on
 MAX_COLOURS = {"sample": 12, "cell_type": 20}
 OTHER = "other"
@@ -116,7 +117,7 @@ def choose_genes(
 def gene_levels(
     counts: Counts, cells: np.ndarray, genes: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log(1 + count at the median library size) in 255 steps from 0 to the top of each gene.
+    """log(1 + count at the median library size) in GENE_STEPS from 0 to the top of each gene.
 
     ``cells``, ``genes``: positions; ``sizes``: of these cells. Returns uint8 (genes, cells) and the
     top of each gene. Counts are passed through twice, block by block; of the values only the steps
@@ -129,7 +130,7 @@ def gene_levels(
         highest = block.multiply(scale[rows, None]).max(axis=0).toarray().ravel()
         top = np.maximum(top, np.log1p(highest))
     levels = np.zeros((len(genes), len(cells)), dtype=np.uint8)
-    step = np.divide(255, top, out=np.zeros_like(top), where=top > 0)
+    step = np.divide(GENE_STEPS, top, out=np.zeros_like(top), where=top > 0)
     for rows, block in some.blocks():
         dense = np.log1p(block.toarray() * scale[rows, None]) * step
         levels[:, rows] = np.ceil(dense.T - 1e-9)  # what is there at all is above zero
@@ -204,6 +205,7 @@ def pack_map(facts: pd.DataFrame, genes: list[dict], n_cells: int, unit: str) ->
             for name in numbers
         ],
         "genes": genes,
+        "steps": GENE_STEPS,
         "palette": PALETTE,
     }
 
