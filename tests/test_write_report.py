@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import ROOT
 from fake_reasons import write_check
 from fake_run import CONFIG, HOSTILE, write_fake_run, write_optional_stages
+from finding_columns import FLAGGED, GENES, OUTLIERS
 from report_findings import first_warnings, how_sure, judge, what_was_found
 from report_page import FOLDER, inlined
 from report_tables import (
@@ -26,6 +26,7 @@ from report_tables import (
     percent,
     surest,
 )
+from test_packed import unpacked
 from write_report import (
     MAX_CARDS,
     MAX_MARKERS,
@@ -253,6 +254,109 @@ def test_the_smallest_p_is_sound_where_a_few_cells_could_be_flagged():
     assert "at least 50 of the 100" in judge(ANOMALY | {"needed_together": 50})[0]["reading"]
     check = judge(ANOMALY | {"needed_together": 101})[0]
     assert "none can be flagged" in check["reading"] and not check["is_sound"]
+
+
+# ---- the first screen
+
+FOUND = {"n_hits": 0, "n_with_outliers": 0, "observations": "cells"}
+NO_REASONS = {"n_flagged": 0, "n_without_cause": 0}
+NO_SAMPLES = pd.DataFrame({"sample": [], "n_query": [], "share": []})
+
+
+def found_lines(patterns=(), samples=NO_SAMPLES, reasons=NO_REASONS, genes=FOUND) -> list[str]:
+    columns = ["pattern", "n_cells", "label", "nearest_reference"]
+    table = pd.DataFrame(patterns, columns=columns)
+    return [line["text"] for line in what_was_found(table, samples, reasons, genes)]
+
+
+def test_what_was_found_names_the_largest_patterns_and_counts_the_rest():
+    assert found_lines() == []
+    patterns = [("P1", 1234, "A+ B-", "T cell"), ("P2", 1, "", ""), *[("P3", 3, "C+", "")] * 3]
+    assert found_lines(patterns) == [
+        "P1: 1,234 cells, marked by A+ B-, nearest to T cell.",
+        "P2: 1 cell.",
+        "P3: 3 cells, marked by C+.",
+        "2 further patterns.",
+    ]
+
+
+def test_what_was_found_tells_of_causes_genes_and_the_sample_with_most():
+    samples = pd.DataFrame({"sample": list("abc"), "n_query": [10, 10, None]})
+    samples["share"] = [0.1, 0.25, None]
+    reasons = {"n_flagged": 9, "n_without_cause": 4}
+    genes = {"n_hits": 1, "n_with_outliers": 1, "observations": "samples"}
+    assert found_lines(samples=samples, reasons=reasons, genes=genes) == [
+        "4 of 9 flagged samples show no technical cause: the candidates for new biology.",
+        "1 outlier gene in 1 sample.",
+        "Most in b: 25 % of it.",
+    ]
+    assert found_lines(samples=samples.head(1)) == []
+
+
+def sure_lines(check: dict, **changed) -> str:
+    anomaly = ANOMALY | {"n_calibration": 999} | changed
+    return " ".join(line["text"] for line in how_sure(anomaly, judge(anomaly), check, "cells"))
+
+
+def test_how_sure_it_is_rests_on_calibration_check_and_checks():
+    check = {"mean_power": 0.46, "mean_fdp": 0.08, "alpha": 0.1}
+    text = sure_lines(check, spearman_depth=0.4)
+    for said in (
+        "p-values rest on 999 calibration cells; the smallest there can be is 0.001",
+        "46 % were found",
+        "8 % of what was flagged there was normal (at most 10 % should be)",
+        "3 of 4 checks sound: look closer at score against depth, calibration cells.",
+    ):
+        assert said in text, said
+    assert "4 of 4 checks sound: nothing to look into." in sure_lines({})
+    assert "were found" not in sure_lines({})
+    assert "Too few normal cells" in sure_lines({"mean_power": None})
+    assert sure_lines({}, is_ranking=True) == (
+        "No cell is known to be normal, so there is no error rate."
+    )
+
+
+def test_first_come_the_warnings_of_the_finding_and_each_mend_once():
+    of = [("train", "a", "x"), ("anomaly", "b", "y"), ("anomaly", "c", "y"), ("check", "d", "")]
+    warnings = [{"where": where, "what": what, "mend": mend} for where, what, mend in of]
+    assert [warning["what"] for warning in first_warnings(warnings)] == ["b", "d", "a"]
+    assert [warning["what"] for warning in first_warnings(warnings[:1])] == ["a"]
+    many = [{"where": "train", "what": str(i), "mend": ""} for i in range(9)]
+    assert [warning["what"] for warning in first_warnings(many)] == ["0", "1", "2"]
+
+
+# ---- tables
+
+
+def test_numbers_have_three_digits_and_large_ones_all():
+    values = (0.00012345, 1.5e-7, 12.345, 999.4, 999.6, 12345.6, 0.0, -2.0, float("nan"))
+    shown = ["0.000123", "1.5e-07", "12.3", "999", "1,000", "12,346", "0", "-2", "–"]
+    assert [digits(value) for value in values] == shown
+    assert [percent(value) for value in (0.0756, 1.0, 10.0)] == ["7.56 %", "100 %", "1,000 %"]
+
+
+def test_our_words_are_said_of_samples_and_files_keep_their_names():
+    said = "Cells of a sample, one cell each; all are in anomaly/cells.tsv. Samples, subsample"
+    assert of_unit(said, "cells") == said
+    assert of_unit(said, "samples") == (
+        "Samples of a group, one sample each; all are in anomaly/cells.tsv. Groups, subsample"
+    )
+
+
+def test_a_long_table_has_its_first_page_and_all_rows(tmp_path):
+    rows = flagged_table(*flagged(ROWS_A_PAGE + 5))
+    made = make_long_table(rows, FLAGGED)
+    assert len(made["rows"]) == ROWS_A_PAGE and made["all"]["n"] == ROWS_A_PAGE + 5
+    columns = json.loads(unpacked(made["all"]["data"]))
+    assert made["all"]["columns"][0]["name"] == "cell_id"
+    assert [len(column) for column in columns] == [ROWS_A_PAGE + 5] * len(columns)
+    assert columns[0][:ROWS_A_PAGE] == [row[0] for row in made["rows"]]
+
+
+def test_every_number_of_the_tables_of_findings_says_how_it_is_read():
+    for table in (FLAGGED, GENES, OUTLIERS):
+        unsaid = [c.name for c in table if c.is_number and not c.says]
+        assert set(unsaid) <= {"n_up", "n_down"}, unsaid
 
 
 def test_input_says_what_was_left_out_and_how_genes_were_selected(tmp_path):

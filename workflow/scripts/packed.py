@@ -32,7 +32,7 @@ def packed_json(content: object) -> str:
 def packed_floats(values: Iterable[float]) -> str:
     """float32 to ``SIGNIFICANT_BITS``, its bytes apart: all first ones, all second ones, ...
 
-    So apart, and without the noise of the last bits, they deflate to about half.
+    So apart, and without the noise of the last bits, they deflate to two thirds.
     """
     bits = np.asarray(values, dtype="<f4").view("<u4").astype(np.uint64)
     lost = 24 - SIGNIFICANT_BITS

@@ -89,11 +89,11 @@ def what_was_found(
     patterns: pd.DataFrame, samples: pd.DataFrame, reasons: dict, genes: dict
 ) -> list[dict]:
     """Sentences, each with the section that has more; ``samples``: with the share flagged."""
-    lines = []
+    lines, one = [], genes["observations"].removesuffix("s")
     for row in patterns.head(MAX_SHOWN).itertuples():
         markers = f", marked by {row.label}" if row.label else ""
         near = f", nearest to {row.nearest_reference}" if row.nearest_reference else ""
-        cells = _of_one(row.n_cells, genes["observations"].removesuffix("s"))
+        cells = _of_one(row.n_cells, one)
         lines.append({"text": f"{row.pattern}: {cells}{markers}{near}.", "to": "why"})
     rest = len(patterns) - MAX_SHOWN
     if rest > 0:
@@ -111,7 +111,7 @@ def what_was_found(
         lines.append(
             {
                 "text": f"{_of_one(genes['n_hits'], 'outlier gene')} in "
-                f"{whole(genes['n_with_outliers'])} {genes['observations']}.",
+                f"{_of_one(genes['n_with_outliers'], one)}.",
                 "to": "genes",
             }
         )
@@ -153,5 +153,7 @@ def how_sure(anomaly: dict, checks: list[dict], check: dict, unit: str) -> list[
         n_sound = len(checks) - len(doubtful)
         lines.append({"text": f"{n_sound} of {len(checks)} checks sound: {told}.", "to": "sure"})
     if anomaly["is_ranking"]:
-        lines.append({"text": "No cell is known to be normal, so there is no error rate.", "to": "sure"})
+        lines.append(
+            {"text": "No cell is known to be normal, so there is no error rate.", "to": "sure"}
+        )
     return lines

@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex
 from figure_style import ANOMALY, BLUE, SPLITS, category_colours
 from omics_vae.counts import Counts
 from packed import packed, packed_floats, packed_json
+from plot_latent import read_obs
 
 MAX_CELLS = 100_000  # all that is flagged and a random choice of the rest
 # Genes are taken until there are so many, or until they take so many bytes of the page.
@@ -40,15 +41,6 @@ NUMBERS = {
     "library_size": ("Library size", "log10"),
     "doublet_probability": ("Doublet probability", "linear"),
 }
-
-
-def read_obs(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
-    """``cell_id`` and those of ``columns`` that the h5ad has; its counts are not read."""
-    with h5py.File(path, "r") as file:
-        obs = file["obs"]
-        table = {"cell_id": read_elem(obs[obs.attrs["_index"]])}
-        table |= {name: read_elem(obs[name]) for name in columns if name in obs}
-    return pd.DataFrame(table)
 
 
 def read_genes(path: str | Path) -> list[str]:
