@@ -43,7 +43,7 @@ CONFIG = config_with(
 
 
 def make_cells(
-    n_samples: int, n_cells: int, share_odd: float, is_ranking: bool, rng
+    n_samples: int, n_cells: int, share_odd: float, is_ranking: bool, rng, name: str = "CELL"
 ) -> pd.DataFrame:
     """One row a cell: sample, role, split, library size, group and, for scored cells, results.
 
@@ -60,7 +60,7 @@ def make_cells(
     split = np.where(is_reference, rng.choice(SPLITS, n_cells, p=[0.6, 0.1, 0.3]), "query")
     if is_ranking:
         is_reference, split = np.full(n_cells, True), rng.choice(SPLITS[:2], n_cells, p=[0.9, 0.1])
-    cells = pd.DataFrame({"cell": [f"CELL{i:06d}" for i in range(n_cells)], "sample": sample})
+    cells = pd.DataFrame({"cell": [f"{name}{i:06d}" for i in range(n_cells)], "sample": sample})
     cells["cell_id"] = cells["cell"] + "-1"
     cells["role"] = np.where(is_reference, "reference", "query")
     cells["split"] = split
@@ -281,10 +281,11 @@ def write_fake_run(
     is_ranking: bool = False,
     is_bulk: bool = False,
     seed: int = 1,
+    cell: str = "CELL",
 ) -> Path:
     """Fill ``run`` with the files of a finished run, as the contract of the stages has them."""
     rng = np.random.default_rng(seed)
-    cells = make_cells(n_samples, n_cells, share_odd, is_ranking, rng)
+    cells = make_cells(n_samples, n_cells, share_odd, is_ranking, rng, cell)
     _write_input_stages(run, cells, rng)
     _write_counts(run, cells, rng)
     _write_model_stages(run, cells, rng)

@@ -143,7 +143,18 @@ FILES = {
     "select_features": COUNTS | {"join_samples.py", "variable_genes.py", "splits.py", "cohort.py"},
     "trace_rate_distortion": JOB,
     "train_vae": TRAINING,
-    "write_report": JOB | {"methods.py", "provenance.py", "report_tables.py"},
+    "write_report": JOB
+    | {
+        "methods.py",
+        "references.py",
+        "provenance.py",
+        "packed.py",
+        "figure_style.py",
+        "plot_latent.py",
+    }
+    | {"omics_vae/__init__.py", "omics_vae/counts.py"}
+    | {f"report_{name}.py" for name in ("findings", "map", "page", "tables")}
+    | {f"{name}_columns.py" for name in ("finding", "stage")},
 }
 
 

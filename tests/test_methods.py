@@ -4,12 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import bibtexparser
 import pytest
 import yaml
 
 from fake_reasons import write_check
 from fake_run import CONFIG, SCHEMA, config_with, write_fake_run, write_optional_stages
-from methods import REFERENCES, is_cited, write_methods
+from methods import write_methods
+from references import REFERENCES, cited_in, is_cited
 from write_report import read_summaries
 
 
@@ -36,12 +38,12 @@ def methods_of(run: Path, **sections) -> str:
     train = next(s for s in summaries if s["stage"] == "train")
     if likelihood != "auto":
         train["architecture"] = train["architecture"] | {"likelihood": likelihood}
-    return write_methods(config, summaries)
+    return write_methods(config, summaries)[0]
 
 
 def test_methods_name_the_settings_of_the_run(tmp_path):
     run = write_fake_run(tmp_path)
-    text = write_methods(CONFIG, read_summaries(run.rglob("*summary.json")))
+    text, _ = write_methods(CONFIG, read_summaries(run.rglob("*summary.json")))
     for said in ("min_counts = 321", " 4 scaled", "1234", "at least 9 cells", "0.35", "median of"):
         assert said in text, said
     for said in ("17 latent", "min_kl = 0.1", "800 optimiser", "seed was 7", "rate of 0.1"):
@@ -231,6 +233,9 @@ def test_how_genes_were_tested_is_said_of_cells_and_of_bulk_samples(tmp_path):
 # ---- the sources
 
 
+WORKS = [str(reference) for reference in REFERENCES]
+
+
 def listed(text: str) -> list[str]:
     return [line.removeprefix("- ") for line in text.split("## References")[1].split("\n") if line]
 
@@ -251,9 +256,9 @@ def test_every_reference_is_cited_by_some_run_and_none_by_all(full, tmp_path):
         methods_of(write_fake_run(tmp_path / "ranking", n_cells=60, is_ranking=True)),
         methods_of(write_fake_run(tmp_path / "bulk", n_cells=60, is_bulk=True)),
     ]
-    assert {reference for text in runs for reference in listed(text)} == set(REFERENCES)
-    assert all(set(listed(text)) != set(REFERENCES) for text in runs)
-    assert all(listed(text) == [r for r in REFERENCES if r in listed(text)] for text in runs)
+    assert {reference for text in runs for reference in listed(text)} == set(WORKS)
+    assert all(set(listed(text)) != set(WORKS) for text in runs)
+    assert all(listed(text) == [work for work in WORKS if work in listed(text)] for text in runs)
 
 
 def test_only_what_a_run_used_is_listed(tmp_path):
@@ -268,7 +273,7 @@ def test_only_what_a_run_used_is_listed(tmp_path):
 
 
 def test_references_are_in_the_order_of_their_authors():
-    plain = [reference.replace("ö", "o").casefold() for reference in REFERENCES]
+    plain = [work.replace("ö", "o").casefold() for work in WORKS]
     assert plain == sorted(plain)
 
 
@@ -295,3 +300,49 @@ def test_references_are_in_the_order_of_their_authors():
 )
 def test_a_reference_is_cited_by_its_first_author_and_year(reference, text, expected):
     assert is_cited(reference, text) == expected
+
+
+# ---- as BibTeX
+
+
+def entries(bibtex: str) -> list[dict[str, str]]:
+    """The entries of a .bib file as a parser that is not ours reads them."""
+    library = bibtexparser.parse_string(bibtex)
+    assert not library.failed_blocks
+    return [
+        {"key": entry.key, "kind": entry.entry_type}
+        | {field.key: field.value for field in entry.fields}
+        for entry in library.entries
+    ]
+
+
+def test_each_work_that_the_methods_list_has_an_entry_and_no_other(full):
+    config = config_with(train={"prior": "vamp"})
+    page, bibtex = write_methods(config, read_summaries(full.rglob("*summary.json")))
+    found = {entry["key"] for entry in entries(bibtex)}
+    assert found == {reference.key for reference in REFERENCES if str(reference) in listed(page)}
+    assert found == {reference.key for reference in cited_in(page.split("## References")[0])}
+    assert {"tomczak2018", "wolf2018"} <= found and "perez2018" not in found
+
+
+def test_every_entry_has_what_its_kind_needs_and_a_key_of_its_own():
+    needed = {"article": {"journal", "volume", "pages"}, "inproceedings": {"booktitle"}}
+    needed |= {"incollection": {"booktitle", "publisher", "pages"}, "misc": set()}
+    read = entries("\n".join(reference.bibtex() for reference in REFERENCES))
+    assert len({entry["key"] for entry in read}) == len(REFERENCES)
+    for entry, reference in zip(read, REFERENCES, strict=True):
+        assert re.fullmatch(r"[a-z]+\d{4}", entry["key"])
+        assert {"author", "title", "year"} | needed[entry["kind"]] <= set(entry)
+        assert entry["title"] == f"{{{reference.title}}}" and entry["year"] == str(reference.year)
+        authors = entry["author"].split(" and ")
+        assert [name.split(", ")[0] for name in authors] == reference.families
+        assert all(len(name.split(", ")) == 2 for name in authors)
+
+
+def test_a_work_is_found_by_a_well_formed_doi_or_arxiv_number():
+    for reference in REFERENCES:
+        assert not (reference.doi and reference.arxiv)
+        assert not reference.doi or re.fullmatch(r"10\.\d{4,5}/\S+", reference.doi)
+        assert not reference.arxiv or re.fullmatch(r"\d{4}\.\d{4,5}", reference.arxiv)
+        assert reference.where in str(reference)
+    assert [reference.key for reference in REFERENCES if not reference.url] == ["platt1999"]

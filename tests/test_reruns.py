@@ -45,7 +45,7 @@ READ_BY = {
     "write_report",
     "embed_cells": "compute_umap detect_anomalies detect_anomalies_again measure_stability "
     "score_genes score_doublets explain_anomalies choose_held_group check_injected annotate_counts",
-    "compute_umap": "plot_latent annotate_counts",
+    "compute_umap": "plot_latent annotate_counts write_report",
     "measure_evidence": "write_report",
     "detect_anomalies": "measure_stability plot_latent plot_anomalies annotate_counts write_report "
     "score_genes explain_anomalies",
@@ -234,7 +234,7 @@ FILES = {
     f"{SCRIPTS}/make_bulk_example.py": "",
     f"{SCRIPTS}/train_vae.py": "train_vae prune_latent",
     f"{SCRIPTS}/compute_umap.py": "compute_umap annotate_counts",
-    f"{SCRIPTS}/plot_latent.py": "plot_latent plot_anomalies",
+    f"{SCRIPTS}/plot_latent.py": "plot_latent plot_anomalies write_report",
     f"{SCRIPTS}/job.py": ALL,
     f"{SCRIPTS}/damaged_files.py": ALL,
     f"{SCRIPTS}/cell_ranger.py": "import_counts",
@@ -269,15 +269,22 @@ FILES = {
     f"{SCRIPTS}/technical_causes.py": "explain_anomalies",
     f"{SCRIPTS}/patterns.py": "explain_anomalies",
     f"{SCRIPTS}/pattern_tables.py": "explain_anomalies",
-    f"{SCRIPTS}/figure_style.py": PLOTS,
-    f"{SCRIPTS}/report_tables.py": "write_report",
+    f"{SCRIPTS}/figure_style.py": f"{PLOTS} write_report",
+    **{
+        f"{SCRIPTS}/{name}.py": "write_report"
+        for name in ("report_findings", "report_map", "report_page", "report_tables")
+    },
+    f"{SCRIPTS}/finding_columns.py": "write_report",
+    f"{SCRIPTS}/stage_columns.py": "write_report",
+    f"{SCRIPTS}/packed.py": "write_report",
+    f"{SCRIPTS}/references.py": "write_report",
     f"{SCRIPTS}/methods.py": "write_report",
     f"{SCRIPTS}/provenance.py": "write_report record_run",
     f"{SCRIPTS}/reproduce.py": "",
-    f"{SCRIPTS}/omics_vae/__init__.py": COUNTS,
+    f"{SCRIPTS}/omics_vae/__init__.py": f"{COUNTS} write_report",
     f"{SCRIPTS}/omics_vae/adam.py": MODEL,
     f"{SCRIPTS}/omics_vae/compiled.py": MODEL,
-    f"{SCRIPTS}/omics_vae/counts.py": COUNTS,
+    f"{SCRIPTS}/omics_vae/counts.py": f"{COUNTS} write_report",
     f"{SCRIPTS}/omics_vae/data.py": MODEL,
     f"{SCRIPTS}/omics_vae/fused.py": MODEL,
     f"{SCRIPTS}/omics_vae/inference.py": MODEL,
@@ -291,7 +298,10 @@ FILES = {
     f"{SCRIPTS}/omics_vae/training.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/pruning.py": "train_vae prune_latent",
     f"{SCRIPTS}/omics_vae/anomaly.py": f"{DETECTION} score_genes score_doublets explain_anomalies",
-    "workflow/report/report.html": "write_report",
+    **{
+        f"workflow/report/{file}": "write_report"
+        for file in ("report.html", "report.css", "page.js", "table.js", "map.js")
+    },
     # What no result depends on.
     f"{SCRIPTS}/configuration.py": "",
     f"{SCRIPTS}/import_closure.py": "",

@@ -52,7 +52,7 @@ BY_STAGE = {
     "figures": " ".join(
         f"{name}.{end}" for name in FIGURES for end in ("pdf", "svg", "png", "tsv", "txt")
     ),
-    ".": "report.html methods.md annotated.h5ad run.json ro-crate-metadata.json",
+    ".": "report.html methods.md references.bib annotated.h5ad run.json ro-crate-metadata.json",
 }
 # What a run has besides with every option on.
 OTHER_FITS = ("seed1-nb", "seed1-zinb", "seed1-poisson", "seed1-beta0.5", "seed1-beta2", "seed2")

@@ -8,81 +8,34 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import ROOT
 from fake_reasons import write_check
 from fake_run import CONFIG, HOSTILE, write_fake_run, write_optional_stages
-from report_tables import MAX_GENES, MAX_ROWS, flagged_table
-from run_script import run_script
+from finding_columns import FLAGGED, GENES, OUTLIERS
+from report_findings import first_warnings, how_sure, judge, what_was_found
+from report_page import FOLDER, inlined
+from report_tables import (
+    MAX_GENES,
+    MAX_HITS,
+    MAX_ROWS,
+    ROWS_A_PAGE,
+    digits,
+    flagged_table,
+    make_long_table,
+    most,
+    of_unit,
+    percent,
+    surest,
+)
+from test_packed import unpacked
 from write_report import (
     MAX_CARDS,
     MAX_MARKERS,
-    flatten,
-    judge,
-    most,
     pattern_cards,
     read_sample_table,
     read_summaries,
     read_texts,
-    render,
-    report_content,
-    surest,
 )
-
-TEMPLATE = ROOT / "workflow" / "report" / "report.html"
-PNG = bytes.fromhex("89504e470d0a1a0a")
-FIGURES = ("qc", "library_size", "training", "pruning", "latent", "anomalies", "patterns")
-
-
-TABLES = {
-    "cells": "anomaly/cells.parquet",
-    "evidence": "prune/seed1/evidence.parquet",
-    "elbo": "prune/seed1/elbo.tsv",
-    "gaps": "evidence/groups.tsv",
-    "channels": "anomaly/channels.tsv",
-    "splits": "preprocess/splits.tsv",
-    "samples_library": "library_size/samples.tsv",
-    "reasons": "anomaly/cells.tsv",
-    "genes": "genes/genes.tsv",
-    "outliers": "genes/outliers.tsv",
-    "patterns": "patterns/patterns.tsv",
-    "markers": "patterns/markers.tsv",
-    "groups": "patterns/groups.tsv",
-}
-OPTIONAL = {
-    "comparison": "likelihood/comparison.tsv",
-    "curve": "rate_distortion/curve.tsv",
-    "pairs": "stability/pairs.tsv",
-    "check": "check/check.tsv",
-}
-OF_NAMES = ("reasons", "genes", "outliers", "patterns", "markers", "groups")
-
-
-def read_table(name: str, path: Path) -> pd.DataFrame:
-    if path.suffix == ".parquet":
-        return pd.read_parquet(path)
-    return read_texts(path) if name in OF_NAMES else pd.read_csv(path, sep="\t")
-
-
-def read_tables(run: Path) -> dict[str, pd.DataFrame]:
-    paths = TABLES | {name: path for name, path in OPTIONAL.items() if (run / path).exists()}
-    return {name: read_table(name, run / path) for name, path in paths.items()}
-
-
-def draw_figures(run: Path) -> list[Path]:
-    """Files in the place of the figures."""
-    names = [*FIGURES, *(name for name in ("rate_distortion", "check") if (run / name).exists())]
-    (run / "figures").mkdir(exist_ok=True)
-    for name in names:
-        (run / "figures" / f"{name}.png").write_bytes(PNG)
-    return [run / "figures" / f"{name}.png" for name in names]
-
-
-def make_report(run: Path) -> str:
-    content = report_content(
-        read_tables(run), read_summaries(run.rglob("*summary.json")), draw_figures(run)
-    )
-    content |= {"run": CONFIG["run"], "settings": flatten(CONFIG), "versions": {"numpy": "2"}}
-    return render(TEMPLATE.read_text(encoding="utf-8"), content)
+from written_report import FIGURES, OF_NAMES, TABLES, make_report, write_files
 
 
 def words(page: str) -> str:
@@ -99,18 +52,20 @@ class Page(HTMLParser):
 
     def __init__(self, page: str):
         super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
+        self.tags, self.attributes, self.text, self.within = [], [], "", ""
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.within = tag
         self.attributes += [(tag, name, value or "") for name, value in attrs]
 
     def handle_endtag(self, tag):
         self.text += " " if tag == "td" else ""
+        self.within = ""
 
     def handle_data(self, data):
-        self.text += data
+        self.text += "" if self.within in ("script", "style") else data
 
 
 HOSTILE_GROUP = '"><img src=x onerror=alert(2)>'
@@ -131,7 +86,8 @@ def page(written):
 
 
 def test_markup_in_the_data_is_shown_and_not_run(page, written):
-    assert "script" not in page.tags
+    # The long tables, the map, BokehJS in two files, and the page's own.
+    assert page.tags.count("script") == 3 + 1 + 2 + 1
     # In the warning, in lists of genes, in labels of patterns, in tables of their markers.
     for where, times in (("warnings", 1), ("anomalies", 20), ("why", 6), ("genes", 20)):
         assert Page(section(written, where)).text.count(HOSTILE) >= times, where
@@ -141,17 +97,33 @@ def test_markup_in_the_data_is_shown_and_not_run(page, written):
 
 
 def test_loads_nothing_from_anywhere(page):
-    sources = [v for _, name, v in page.attributes if name in ("src", "href", "srcset", "action")]
-    assert sources and all(v.startswith(("data:image/", "#")) for v in sources)
-    text = TEMPLATE.read_text(encoding="utf-8")
-    assert not re.search(r"https?://|@import|url\(", text)
-    policy = [v for tag, name, v in page.attributes if (tag, name) == ("meta", "content")]
-    assert any("default-src 'none'" in value for value in policy)
+    sources = [v for _, name, v in page.attributes if name in ("src", "srcset", "action")]
+    assert sources and all(v.startswith("data:image/") for v in sources)
+    # A link is followed by who clicks it.
+    links = {(tag, v) for tag, name, v in page.attributes if name == "href"}
+    found_at = ("#", "https://doi.org/", "https://arxiv.org/abs/")
+    assert all(tag == "a" and v.startswith(found_at) for tag, v in links)
+    for file in FOLDER.glob("*.[hcj]*"):
+        assert not re.search(r"https?://|@import|url\(", file.read_text(encoding="utf-8")), file
+
+
+def test_only_the_scripts_of_the_page_may_run(written, page):
+    policy = next(v for tag, _, v in page.attributes if v.startswith("default-src 'none'"))
+    assert "unsafe-eval" not in policy
+    allowed = re.search(r"script-src ([^;]*);", policy)[1].split()
+    scripts = re.findall(r"<script(?: type=\"module\")?>(.*?)</script>", written, re.DOTALL)
+    assert [inlined([script])[1] for script in scripts] == allowed and len(allowed) == 3
+
+
+@pytest.mark.parametrize("text", ["a = '</script>'", "// </SCRIPT >", "a <!-- b"])
+def test_a_script_that_would_end_its_element_is_refused(text):
+    with pytest.raises(ValueError, match="markup"):
+        inlined(["fine", text])
 
 
 def test_every_link_inside_leads_somewhere(page):
     ids = {v for _, name, v in page.attributes if name == "id"}
-    links = {v[1:] for _, name, v in page.attributes if name == "href"}
+    links = {v[1:] for _, name, v in page.attributes if name == "href" and v[0] == "#"}
     assert links and links <= ids
 
 
@@ -164,7 +136,10 @@ def test_every_warning_is_there_with_its_mend(page):
 def test_every_figure_is_there_with_words_for_it(page):
     images = [v for tag, name, v in page.attributes if tag == "img" and name == "src"]
     texts = [v for tag, name, v in page.attributes if tag == "img" and name == "alt"]
-    assert len(images) == len(FIGURES) and all(texts)
+    assert len(images) == len(FIGURES)
+    assert sorted(texts) == sorted(f"What {name} shows, in words." for name in FIGURES)
+    sizes = {v for tag, name, v in page.attributes if tag == "img" and name in ("width", "height")}
+    assert sizes == {"2", "1"}  # half of the pixels, as at 300 dpi
 
 
 def test_says_how_many_were_found(tmp_path):
@@ -281,6 +256,109 @@ def test_the_smallest_p_is_sound_where_a_few_cells_could_be_flagged():
     assert "none can be flagged" in check["reading"] and not check["is_sound"]
 
 
+# ---- the first screen
+
+FOUND = {"n_hits": 0, "n_with_outliers": 0, "observations": "cells"}
+NO_REASONS = {"n_flagged": 0, "n_without_cause": 0}
+NO_SAMPLES = pd.DataFrame({"sample": [], "n_query": [], "share": []})
+
+
+def found_lines(patterns=(), samples=NO_SAMPLES, reasons=NO_REASONS, genes=FOUND) -> list[str]:
+    columns = ["pattern", "n_cells", "label", "nearest_reference"]
+    table = pd.DataFrame(patterns, columns=columns)
+    return [line["text"] for line in what_was_found(table, samples, reasons, genes)]
+
+
+def test_what_was_found_names_the_largest_patterns_and_counts_the_rest():
+    assert found_lines() == []
+    patterns = [("P1", 1234, "A+ B-", "T cell"), ("P2", 1, "", ""), *[("P3", 3, "C+", "")] * 3]
+    assert found_lines(patterns) == [
+        "P1: 1,234 cells, marked by A+ B-, nearest to T cell.",
+        "P2: 1 cell.",
+        "P3: 3 cells, marked by C+.",
+        "2 further patterns.",
+    ]
+
+
+def test_what_was_found_tells_of_causes_genes_and_the_sample_with_most():
+    samples = pd.DataFrame({"sample": list("abc"), "n_query": [10, 10, None]})
+    samples["share"] = [0.1, 0.25, None]
+    reasons = {"n_flagged": 9, "n_without_cause": 4}
+    genes = {"n_hits": 1, "n_with_outliers": 1, "observations": "samples"}
+    assert found_lines(samples=samples, reasons=reasons, genes=genes) == [
+        "4 of 9 flagged samples show no technical cause: the candidates for new biology.",
+        "1 outlier gene in 1 sample.",
+        "Most in b: 25 % of it.",
+    ]
+    assert found_lines(samples=samples.head(1)) == []
+
+
+def sure_lines(check: dict, **changed) -> str:
+    anomaly = ANOMALY | {"n_calibration": 999} | changed
+    return " ".join(line["text"] for line in how_sure(anomaly, judge(anomaly), check, "cells"))
+
+
+def test_how_sure_it_is_rests_on_calibration_check_and_checks():
+    check = {"mean_power": 0.46, "mean_fdp": 0.08, "alpha": 0.1}
+    text = sure_lines(check, spearman_depth=0.4)
+    for said in (
+        "p-values rest on 999 calibration cells; the smallest there can be is 0.001",
+        "46 % were found",
+        "8 % of what was flagged there was normal (at most 10 % should be)",
+        "3 of 4 checks sound: look closer at score against depth, calibration cells.",
+    ):
+        assert said in text, said
+    assert "4 of 4 checks sound: nothing to look into." in sure_lines({})
+    assert "were found" not in sure_lines({})
+    assert "Too few normal cells" in sure_lines({"mean_power": None})
+    assert sure_lines({}, is_ranking=True) == (
+        "No cell is known to be normal, so there is no error rate."
+    )
+
+
+def test_first_come_the_warnings_of_the_finding_and_each_mend_once():
+    of = [("train", "a", "x"), ("anomaly", "b", "y"), ("anomaly", "c", "y"), ("check", "d", "")]
+    warnings = [{"where": where, "what": what, "mend": mend} for where, what, mend in of]
+    assert [warning["what"] for warning in first_warnings(warnings)] == ["b", "d", "a"]
+    assert [warning["what"] for warning in first_warnings(warnings[:1])] == ["a"]
+    many = [{"where": "train", "what": str(i), "mend": ""} for i in range(9)]
+    assert [warning["what"] for warning in first_warnings(many)] == ["0", "1", "2"]
+
+
+# ---- tables
+
+
+def test_numbers_have_three_digits_and_large_ones_all():
+    values = (0.00012345, 1.5e-7, 12.345, 999.4, 999.6, 12345.6, 0.0, -2.0, float("nan"))
+    shown = ["0.000123", "1.5e-07", "12.3", "999", "1,000", "12,346", "0", "-2", "–"]
+    assert [digits(value) for value in values] == shown
+    assert [percent(value) for value in (0.0756, 1.0, 10.0)] == ["7.56 %", "100 %", "1,000 %"]
+
+
+def test_our_words_are_said_of_samples_and_files_keep_their_names():
+    said = "Cells of a sample, one cell each; all are in anomaly/cells.tsv. Samples, subsample"
+    assert of_unit(said, "cells") == said
+    assert of_unit(said, "samples") == (
+        "Samples of a group, one sample each; all are in anomaly/cells.tsv. Groups, subsample"
+    )
+
+
+def test_a_long_table_has_its_first_page_and_all_rows(tmp_path):
+    rows = flagged_table(*flagged(ROWS_A_PAGE + 5))
+    made = make_long_table(rows, FLAGGED)
+    assert len(made["rows"]) == ROWS_A_PAGE and made["all"]["n"] == ROWS_A_PAGE + 5
+    columns = json.loads(unpacked(made["all"]["data"]))
+    assert made["all"]["columns"][0]["name"] == "cell_id"
+    assert [len(column) for column in columns] == [ROWS_A_PAGE + 5] * len(columns)
+    assert columns[0][:ROWS_A_PAGE] == [row[0] for row in made["rows"]]
+
+
+def test_every_number_of_the_tables_of_findings_says_how_it_is_read():
+    for table in (FLAGGED, GENES, OUTLIERS):
+        unsaid = [c.name for c in table if c.is_number and not c.says]
+        assert set(unsaid) <= {"n_up", "n_down"}, unsaid
+
+
 def test_input_says_what_was_left_out_and_how_genes_were_selected(tmp_path):
     text = words(make_report(write_fake_run(tmp_path)))
     for said in (
@@ -362,12 +440,15 @@ def test_one_pattern_is_no_plural(tmp_path):
     run = write_fake_run(tmp_path)
     changed_summary(run, "patterns/summary.json", n_patterns=1)
     page = make_report(run)
-    assert "fall into 1 pattern:" in page and "<b>1</b><span>pattern among" in page
+    assert "fall into 1 pattern:" in page
 
 
 def test_each_pattern_has_a_card_with_its_surest_markers(written):
     why = section(written, "why")
-    cards = [Page(card) for card in re.findall(r"<details.*?</details>", why, re.DOTALL)]
+    cards = [
+        Page(card)
+        for card in re.findall(r"<details(?: open)?><summary>P.*?</table>", why, re.DOTALL)
+    ]
     assert [" ".join(card.text.split())[:4] for card in cards] == ["P1: ", "P2: "]
     assert why.count("<details open>") == 1
     for card in cards:
@@ -405,23 +486,24 @@ def test_outlier_genes_come_the_surest_first():
     hits = pd.DataFrame({"cell_id": list("babc"), "gene": ["X", "Y", "A", "Z"]})
     hits["log10_p"] = [-5.0, -400.0, -5.0, -9.0]
     assert surest(hits, "log10_p")["gene"].tolist() == ["Y", "Z", "A", "X"]
-    many = pd.concat([hits] * MAX_ROWS)
-    assert len(surest(many, "log10_p")) == MAX_ROWS
+    many = pd.concat([hits] * MAX_HITS)
+    assert len(surest(many, "log10_p")) == MAX_HITS
     cells = pd.DataFrame({"cell_id": list("dcba"), "n_outlier_genes": [3, 0, 3, 70]})
     assert most(cells, "n_outlier_genes")["cell_id"].tolist() == ["a", "b", "d"]
-    assert len(most(pd.concat([cells] * MAX_ROWS), "n_outlier_genes")) == MAX_ROWS
+    assert len(most(pd.concat([cells] * MAX_HITS), "n_outlier_genes")) == MAX_HITS
 
 
 def test_outlier_genes_are_told_of_cells_and_of_bulk_samples(tmp_path):
     run = write_fake_run(tmp_path / "cells", gene="NA")
     text = words(section(make_report(run), "genes"))
     name = read_texts(run / "genes/genes.tsv")["cell_id"].min()
+    sample_of = read_texts(run / "genes/outliers.tsv").set_index("cell_id")["sample"]
     for said in (
         "Each gene of each flagged cell is held against",
         "(Benjamini-Yekutieli, as genes depend on each other), at 5 %",
         "p ≤ 0.001 occurred 1.43 times as often as nominal",
         f"{name} NA 12 1.5 3 6.1 -17 1e-06 model",
-        f"{name} 9 9 0 0.15 % NA -17",
+        f"{name} {sample_of[name]} yes 9 9 0 0.15 % NA -17",
     ):
         assert said in text, said
     assert "aberrant" not in text
@@ -464,14 +546,14 @@ def test_bulk_samples_are_no_doublets(tmp_path, page):
 
 def test_a_bulk_run_speaks_of_samples_and_of_their_outlier_genes(tmp_path):
     run = write_fake_run(tmp_path, is_bulk=True)
-    head = words(make_report(run).split("<main>")[0])
+    head = words(make_report(run).split("<main id=")[0])
     assert re.search(r"\d+ of \d+ query samples do not fit the reference", head)
-    assert re.search(r"\d+outlier genes", head)
+    assert re.search(r"\d+ outlier genes in \d+ samples", head)
     assert "query cells" not in head and "flagged cells" not in head
     # A sample can have outlier genes without being flagged as a whole.
     cells = pd.read_parquet(run / "anomaly/cells.parquet")
     cells.assign(is_anomaly=False).to_parquet(run / "anomaly/cells.parquet")
-    head = words(make_report(run).split("<main>")[0])
+    head = words(make_report(run).split("<main id=")[0])
     assert "query samples is flagged" in head
     assert re.search(r"Single genes do stand out: \d+ outlier genes in \d+ samples", head)
 
@@ -517,7 +599,7 @@ def ranking(tmp_path_factory):
 
 
 def test_a_ranking_says_so_and_promises_no_error_rate(ranking, page):
-    head = words(ranking.split("<main>")[0])
+    head = words(ranking.split("<main id=")[0])
     assert re.search(r"\d+ of 900 cells stand out from the others", head)
     assert "This is a ranking, no FDR guarantee" in head
     assert "do not fit the reference" not in head
@@ -585,7 +667,7 @@ def test_the_choice_of_the_likelihood_the_curve_and_the_seeds_have_their_place(f
         assert said in text, said
     assert "This run has one seed" not in text
     images = [v for tag, name, v in told.attributes if tag == "img" and name == "alt"]
-    assert len(images) == len(FIGURES) + 2 and "Rate and distortion" in " ".join(images)
+    assert len(images) == len(FIGURES) + 2 and "What rate_distortion shows, in words." in images
     # They are headed in sections that every run has.
     assert told.tags.count("section") == page.tags.count("section")
 
@@ -629,21 +711,6 @@ def test_refined_scores_are_said(tmp_path):
 
 
 # ---- the rule
-
-
-def write_files(run: Path, folder: Path, config: dict) -> dict:
-    """The rule write_report on the files of a run."""
-    folder.mkdir(exist_ok=True)
-    inputs = {name: str(run / path) for name, path in TABLES.items()}
-    for name, path in OPTIONAL.items():
-        inputs[name] = [str(run / path)] if (run / path).exists() else []
-    inputs |= {
-        "figures": [str(path) for path in draw_figures(run)],
-        "summaries": [str(path) for path in sorted(run.rglob("*summary.json"))],
-    }
-    output = {"report": "report.html", "methods": "methods.md"}
-    params = {"config": config, "versions": ["numpy"]}
-    return run_script("write_report", folder, inputs, output, params)
 
 
 @pytest.mark.parametrize("is_full", [False, True])

@@ -5,7 +5,7 @@ INPUTS
 OUTPUTS
     results/<run>/figures/<name>.pdf .svg .png .tsv           a figure and its source data
     results/<run>/annotated.h5ad                              all cells with scores, for scanpy
-    results/<run>/report.html, methods.md
+    results/<run>/report.html, methods.md, references.bib
     results/<run>/run.json, ro-crate-metadata.json            what made all this; as an RO-Crate
 """
 
@@ -36,12 +36,14 @@ SUMMARIES = [
         for path in COMPARISON + CURVE + PAIRS + CHECK + DOUBLETS + CORRELATION
     ),
 ]
+# What the page is put together from.
+PAGE = [f"report/{file}" for file in ("report.html", "report.css", "page.js", "table.js", "map.js")]
 # Printed in the report: what a number may depend on.
 VERSIONS = (
     "snakemake torch scanpy anndata numpy scipy numba pandas scikit-learn scikit-misc umap-learn"
 ).split()
-# What Snakemake's report holds beside the figures, as inputs of the rule all. Not report.html: in a report that is one file it
-# would be a link longer than Chromium follows.
+# What Snakemake's report holds beside the figures, as inputs of the rule all. Not report.html: in a
+# report that is one file it would be a link longer than Chromium follows.
 TABLES = [
     in_report(f"{RUN}/{path}", f"workflow/report/{caption}.rst", "Results", title)
     for path, caption, title in (
@@ -55,6 +57,7 @@ TABLES = [
 RESULTS = [
     f"{RUN}/report.html",
     *map(str, TABLES),
+    f"{RUN}/references.bib",
     f"{RUN}/annotated.h5ad",
     f"{RUN}/prune/{FIT}/evidence.tsv",
 ]
@@ -345,6 +348,7 @@ rule annotate_counts:
 rule write_report:
     input:
         figures=expand(f"{RUN}/figures/{{figure}}.png", figure=FIGURES),
+        texts=expand(f"{RUN}/figures/{{figure}}.txt", figure=FIGURES),
         summaries=SUMMARIES,
         splits=f"{RUN}/preprocess/splits.tsv",
         samples_library=f"{RUN}/library_size/samples.tsv",
@@ -363,9 +367,13 @@ rule write_report:
         patterns=f"{RUN}/patterns/patterns.tsv",
         markers=f"{RUN}/patterns/markers.tsv",
         groups=f"{RUN}/patterns/groups.tsv",
+        counts=f"{RUN}/preprocess/counts.h5ad",
+        library_size=f"{RUN}/library_size/library_size.parquet",
+        umap=f"{RUN}/embed/{FIT}/umap.parquet",
     output:
         report=f"{RUN}/report.html",
         methods=f"{RUN}/methods.md",
+        bibtex=f"{RUN}/references.bib",
     log:
         logs("write_report"),
     benchmark:
@@ -378,7 +386,7 @@ rule write_report:
     params:
         config=config,
         versions=VERSIONS,
-        code=code("write_report.py", "report/report.html"),
+        code=code("write_report.py", *PAGE),
     script:
         "../scripts/write_report.py"
 

@@ -8,8 +8,19 @@ from functools import cache
 # Left out unasked: where the pipeline is used from GitHub, to ask for a file that is not there is a
 # fetch from the server, in every job.
 THIRD_PARTY = {
-    *("anndata", "h5py", "jinja2", "jsonschema", "matplotlib", "numba", "numpy", "packaging"),
-    *("pandas", "pyarrow", "rocrate", "safetensors", "scanpy", "scipy", "skmisc", "sklearn"),
+    *("anndata", "h5py", "jinja2", "jsonschema", "markupsafe", "matplotlib", "numba", "numpy"),
+    *(
+        "packaging",
+        "pandas",
+        "PIL",
+        "pyarrow",
+        "rocrate",
+        "safetensors",
+        "scanpy",
+        "scipy",
+        "skmisc",
+        "sklearn",
+    ),
     *("threadpoolctl", "torch", "tqdm", "umap", "yaml", "zarr"),
 }
 

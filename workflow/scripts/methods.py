@@ -1,6 +1,6 @@
 """How the run was made, in words for a methods section."""
 
-import re
+from references import cited_in
 
 LIBRARY_SIZES = {
     "total": "the total counts of all genes that the samples share, before genes were selected",
@@ -9,46 +9,6 @@ LIBRARY_SIZES = {
     "column": "a quantity given with the data",
 }
 SPLIT_BY = {"donor": "whole donors", "cell": "cells drawn at random within each sample"}
-REFERENCES = (
-    "Alemi et al. 2018, Fixing a broken ELBO, arXiv:1711.00464",
-    "Anders & Huber 2010, Differential expression analysis for sequence count data, "
-    "doi:10.1186/gb-2010-11-10-r106",
-    "Bates et al. 2023, Testing for outliers with conformal p-values, doi:10.1214/22-AOS2244",
-    "Benjamini & Hochberg 1995, Controlling the false discovery rate, "
-    "doi:10.1111/j.2517-6161.1995.tb02031.x",
-    "Benjamini & Yekutieli 2001, The control of the false discovery rate in multiple testing "
-    "under dependency, doi:10.1214/aos/1013699998",
-    "Brechtmann et al. 2018, OUTRIDER, doi:10.1016/j.ajhg.2018.10.025",
-    "Burda et al. 2016, Importance weighted autoencoders, arXiv:1509.00519",
-    "Cremer, Li & Duvenaud 2018, Inference suboptimality in variational autoencoders, "
-    "arXiv:1801.03558",
-    "Dilokthanakul et al. 2016, Deep unsupervised clustering with Gaussian mixture variational "
-    "autoencoders, arXiv:1611.02648",
-    "Fu et al. 2019, Cyclical annealing schedule, arXiv:1903.10145",
-    "Gavish & Donoho 2014, The optimal hard threshold for singular values is 4/sqrt(3), "
-    "doi:10.1109/TIT.2014.2323359",
-    "Hong et al. 2020, Selecting the number of components in PCA via random signflips, "
-    "arXiv:2012.02985",
-    "Kim et al. 2018, Semi-amortized variational autoencoders, arXiv:1802.02550",
-    "Kingma & Welling 2014, Auto-encoding variational Bayes, arXiv:1312.6114",
-    "Liu & Xie 2020, Cauchy combination test, doi:10.1080/01621459.2018.1554485",
-    "Lopez et al. 2018, Deep generative modeling for single-cell transcriptomics, "
-    "doi:10.1038/s41592-018-0229-2",
-    "Marandon et al. 2024, Adaptive novelty detection with false discovery rate guarantee, "
-    "doi:10.1214/23-AOS2338",
-    "McInnes et al. 2018, UMAP, doi:10.21105/joss.00861",
-    "Mölder et al. 2021, Sustainable data analysis with Snakemake, "
-    "doi:10.12688/f1000research.29032.2",
-    "Perez et al. 2018, FiLM: visual reasoning with a general conditioning layer, arXiv:1709.07871",
-    "Platt 1999, Probabilistic outputs for support vector machines, in: Advances in large margin "
-    "classifiers, MIT Press",
-    "Stuart et al. 2019, Comprehensive integration of single-cell data, "
-    "doi:10.1016/j.cell.2019.05.031",
-    "Tomczak & Welling 2018, VAE with a VampPrior, arXiv:1705.07120",
-    "van den Brink et al. 2017, Single-cell sequencing reveals dissociation-induced gene "
-    "expression in tissue subpopulations, doi:10.1038/nmeth.4437",
-    "Wolf et al. 2018, SCANPY, doi:10.1186/s13059-017-1382-0",
-)
 
 
 def _setting(config: dict, key: str, default: object = None) -> object:
@@ -320,15 +280,14 @@ def _check(stages: dict[str, dict]) -> str:
     )
 
 
-def write_methods(config: dict, summaries: list[dict]) -> str:
-    """A methods section with the settings and numbers of this run, in Markdown.
+def methods_paragraphs(config: dict, summaries: list[dict]) -> list[str]:
+    """A methods section with the settings and numbers of this run.
 
     ``summaries``: of all stages, with their ``stage`` and ``sample``; the anomaly stage's must be
     among them.
     """
     stages = {summary["stage"]: summary for summary in summaries if not summary["sample"]}
-    paragraphs = (
-        "# Methods",
+    return [
         _preprocessing(config, stages),
         _model(config, stages),
         _anomalies(config, stages),
@@ -337,17 +296,13 @@ def write_methods(config: dict, summaries: list[dict]) -> str:
         *filter(None, [_check(stages)]),
         "The UMAP (McInnes et al. 2018) serves for looking only. The pipeline, anomics, runs on "
         f"Snakemake (Mölder et al. 2021); the seed was {_setting(config, 'seed')}.",
-    )
-    text = "\n\n".join(paragraphs)
-    cited = "\n".join(f"- {reference}" for reference in REFERENCES if is_cited(reference, text))
-    return f"{text}\n\n## References\n\n{cited}\n"
+    ]
 
 
-def is_cited(reference: str, text: str) -> bool:
-    """Whether the text names the first author and, next of all numbers in the sentence, the year.
-
-    ``reference`` begins as it is cited: ``Wolf et al. 2018, SCANPY``.
-    """
-    author, year = re.match(r"(.*?)(?:,| &| et al\.| (?=\d)).*?(\d{4}),", reference).groups()
-    text = text.replace("et al.", "et al")
-    return re.search(rf"\b{re.escape(author)} [^.();\d]*\(?{year}", text) is not None
+def write_methods(config: dict, summaries: list[dict]) -> tuple[str, str]:
+    """The methods section with its list of references in Markdown, and these as BibTeX."""
+    text = "\n\n".join(methods_paragraphs(config, summaries))
+    cited = cited_in(text)
+    listed = "\n".join(f"- {reference}" for reference in cited)
+    page = f"# Methods\n\n{text}\n\n## References\n\n{listed}\n"
+    return page, "\n".join(reference.bibtex() for reference in cited)

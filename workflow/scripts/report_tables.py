@@ -1,26 +1,39 @@
 """The tables of the report: their rows, what each column is called, how its values read."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
-# Found from here, for a module is imported from where it lies, and a script runs as a copy.
-TEMPLATE = Path(__file__).parent.parent / "report" / "report.html"
+from packed import packed_json, plain
+
 NONE = "–"
-MAX_ROWS = 200  # flagged cells in the report; anomaly/cells.tsv has them all
-MAX_GENES = 6  # genes named for each of them
+ALL_SAMPLES = "all samples"
+MAX_ROWS = 20_000  # flagged cells in the report; anomaly/cells.tsv has them all
+MAX_HITS = 5_000  # rows of the tables of genes
+MAX_GENES = 6  # genes named for a flagged cell
+ROWS_A_PAGE = 50  # of a long table that stand in the page; its script shows the others
+# What the rows of the counts, and of the sample table, are called where the first are samples.
+BULK_WORDS = {"cell": "sample", "sample": "group"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table in the report: its heading, what it says, how its values are printed."""
+    """A column of a table in the report: its heading, how its values are printed and to be read."""
 
     name: str
     heading: str
     show: Callable[[object], str]
     is_number: bool = True
+    says: str = ""
+    has_menu: bool = False  # a long table can be filtered by its values
+    is_long: bool = False  # its texts need room
+
+    @property
+    def style(self) -> str:
+        """The class of its cells in the page."""
+        return "number" if self.is_number else "long" if self.is_long else ""
 
 
 def whole(value: object) -> str:
@@ -31,11 +44,11 @@ def digits(value: object) -> str:
     """Three significant digits; large numbers in full."""
     if pd.isna(value):
         return NONE
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def percent(value: object) -> str:
-    return NONE if pd.isna(value) else f"{100 * value:.3g} %"
+    return NONE if pd.isna(value) else f"{digits(100 * value)} %"
 
 
 def text(value: object) -> str:
@@ -46,212 +59,56 @@ def yes_no(value: object) -> str:
     return "yes" if value else "no"
 
 
-def make_table(rows: pd.DataFrame, columns: Iterable[Column]) -> dict:
-    """Headings and printed cells, for the columns that the rows have."""
+def two_places(value: float) -> str:
+    return f"{value:,.2f}"
+
+
+def words(value: object) -> str:
+    return text(value).replace("_", " ")
+
+
+def of_unit(words: str, unit: str) -> str:
+    """Our own words, said of cells, for a run on ``unit``: cells, or samples of bulk counts."""
+    if unit == "cells":
+        return words
+
+    def in_bulk(found: re.Match) -> str:
+        said = BULK_WORDS[found[1].lower()]
+        return said.capitalize() if found[1][0].isupper() else said
+
+    # The names of files stay.
+    return re.sub(r"(?<![/\w])(cell|sample)(?=s?\b(?!\.\w))", in_bulk, words, flags=re.IGNORECASE)
+
+
+def make_table(rows: pd.DataFrame, columns: Iterable[Column], unit: str = "cells") -> dict:
+    """Headings and printed cells, for the columns that the rows have, and how to read these."""
     present = [column for column in columns if column.name in rows]
     cells = [[column.show(value) for value in rows[column.name]] for column in present]
+    headings = [of_unit(column.heading, unit) for column in present]
+    says = [of_unit(column.says, unit) for column in present]
     return {
-        "headings": [(column.heading, column.is_number) for column in present],
+        "headings": list(zip(headings, [column.style for column in present], strict=True)),
         "rows": [list(row) for row in zip(*cells, strict=True)],
+        "says": [pair for pair in zip(headings, says, strict=True) if pair[1]],
     }
 
 
-SAMPLES = (
-    Column("sample", "Sample", text, False),
-    Column("format", "Format", text, False),
-    Column("n_genes", "Genes", whole),
-    Column("n_cells", "Cells read", whole),
-    Column("n_kept", "Cells kept", whole),
-    Column("n_query", "Cells judged", whole),
-    Column("n_flagged", "Flagged", whole),
-    Column("share", "Share flagged", percent),
-)
-LOSSES = (
-    Column("sample", "Sample", text, False),
-    Column("what", "What was left out", text, False),
-    Column("n", "Number", whole),
-)
-DROPPED = (
-    Column("sample", "Sample", text, False),
-    Column("quantity", "Quantity", text, False),
-    Column("side", "Dropped if", text, False),
-    Column("limit", "Limit", digits),
-    Column("origin", "Where the limit came from", text, False),
-    Column("n_dropped", "Cells beyond it", whole),
-)
-SPLITS = (
-    Column("sample", "Sample", text, False),
-    Column("role", "Role", text, False),
-    Column("split", "Use", text, False),
-    Column("n_cells", "Cells", whole),
-)
-LIBRARY_SIZES = (
-    Column("sample", "Sample", text, False),
-    Column("n_cells", "Cells", whole),
-    *(Column(q, h, digits) for q, h in (("q05", "5 %"), ("q25", "25 %"), ("median", "Median"))),
-    *(Column(q, h, digits) for q, h in (("q75", "75 %"), ("q95", "95 %"))),
-)
-EVIDENCE = (
-    Column("dimension", "Dimension", whole),
-    Column("kl", "KL (nats)", digits),
-    Column("aggregated_kl", "KL of all cells together (nats)", digits),
-    Column("mean_variance", "Variance of posterior means", digits),
-    Column("ablation", "ELBO lost without it (nats)", digits),
-    Column("ablation_se", "Its standard error", digits),
-    Column("kept", "Kept", yes_no, False),
-    Column("sure", "Beyond 2 s.e.", yes_no, False),
-    Column("reason", "Why", text, False),
-)
-ELBO = (
-    Column("stage", "Model", text, False),
-    Column("n_latent", "Dimensions", whole),
-    Column("elbo", "ELBO (nats per cell)", lambda value: f"{value:,.2f}"),
-    Column("elbo_se", "Standard error", digits),
-    Column("reconstruction", "Reconstruction", lambda value: f"{value:,.2f}"),
-    Column("kl", "KL", digits),
-)
-LIKELIHOODS = (
-    Column("likelihood", "Likelihood", text, False),
-    Column("log_p", "log p(x) (nats per cell)", lambda value: f"{value:,.2f}"),
-    Column("log_p_se", "Standard error", digits),
-    Column("difference", "Against the chosen one", digits),
-    Column("difference_se", "Standard error of the paired difference", digits),
-    Column("chosen", "Chosen", yes_no, False),
-)
-RATE_DISTORTION = (
-    Column("beta", "β", digits),
-    Column("rate", "Rate (nats)", digits),
-    Column("distortion", "Distortion (nats)", lambda value: f"{value:,.2f}"),
-    Column("elbo", "ELBO (nats per cell)", lambda value: f"{value:,.2f}"),
-    Column("gain", "Over the chosen one, cell by cell", digits),
-    Column("gain_se", "Standard error", digits),
-    Column("active_units", "Active dimensions", whole),
-    Column("mutual_information", "I(x; z) (nats)", digits),
-    Column("on_envelope", "On the envelope", yes_no, False),
-    Column("chosen", "Chosen", yes_no, False),
-)
-GAPS = (
-    Column("grouped_by", "Grouped by", lambda value: text(value).replace("_", " "), False),
-    Column("group", "Group", text, False),
-    Column("n_cells", "Cells", whole),
-    Column("elbo", "ELBO (nats per cell)", lambda value: f"{value:,.2f}"),
-    Column("log_p", "log p(x)", lambda value: f"{value:,.2f}"),
-    Column("gap", "Amortization gap", digits),
-    Column("gap_se", "Standard error", digits),
-    Column("effective_samples", "Effective samples, median", digits),
-)
-STABILITY = (
-    Column("seed", "Seed", whole),
-    Column("other_seed", "Other seed", whole),
-    Column("n_latent", "Dimensions", whole),
-    Column("n_latent_other", "Of the other", whole),
-    Column("canonical_correlation_mean", "Canonical correlation, mean", digits),
-    Column("canonical_correlation_smallest", "Smallest", digits),
-    Column("shared_neighbours", "Neighbours shared", percent),
-    Column("score_spearman", "ρ of the scores", digits),
-    Column("flagged_both", "Flagged by both", whole),
-    Column("flagged_either", "By either", whole),
-)
-FLAGGED = (
-    Column("cell_id", "Cell", text, False),
-    Column("score", "Score", digits),
-    Column("q_value", "q", digits),
-    Column("pattern", "Pattern", text, False),
-    Column("genes", "Genes that make it odd", text, False),
-    Column("nearest_reference", "Nearest reference", text, False),
-    Column("technical_cause", "Technical cause", text, False),
-    Column("doublet_probability", "Doublet", percent),
-    Column("p_value", "p", digits),
-    Column("sample", "Sample", text, False),
-    Column("library_size", "Library size", digits),
-)
-GENES = (
-    Column("cell_id", "Cell or sample", text, False),
-    Column("gene", "Gene", text, False),
-    Column("observed", "Observed", whole),
-    Column("expected", "Expected", digits),
-    Column("log2_fold_change", "log2 fold change", digits),
-    Column("z_score", "z", digits),
-    Column("log10_p", "log10 p", digits),
-    Column("q_value", "q", digits),
-    Column("null", "Held against", text, False),
-)
-OUTLIERS = (
-    Column("cell_id", "Cell or sample", text, False),
-    Column("n_outlier_genes", "Outlier genes", whole),
-    Column("n_up", "Up", whole),
-    Column("n_down", "Down", whole),
-    Column("share", "Of all genes", percent),
-    Column("top_gene", "Surest gene", text, False),
-    Column("top_log10_p", "Its log10 p", digits),
-)
-PATTERNS = (
-    Column("pattern", "Pattern", text, False),
-    Column("label", "Markers", text, False),
-    Column("n_cells", "Cells", whole),
-    Column("n_samples", "Samples", whole),
-    Column("n_donors", "Donors", whole),
-    Column("nearest_reference", "Nearest reference", text, False),
-    Column("nearest_share", "Of its cells", percent),
-    Column("distance", "Distance (1 = normal cell)", digits),
-    Column("technical_cause", "Technical cause", text, False),
-    Column("cause_share", "Cells with the commonest cause", percent),
-)
-PATTERN_EVIDENCE = (
-    Column("pattern", "Pattern", text, False),
-    Column("depth_z", "Depth, robust z", digits),
-    Column("pct_mito", "% mitochondrial", digits),
-    Column("pct_mito_reference", "% in nearest reference", digits),
-    Column("mito_z", "Robust z", digits),
-    Column("stress_z", "Dissociation genes, robust z", digits),
-    Column("doublet_probability", "Doublet", percent),
-    Column("ambient_share", "Ambient share fitted", percent),
-    Column("ambient_rest", "Oddness left with it (1 = limit)", digits),
-)
-MARKERS = (
-    Column("gene", "Gene", text, False),
-    Column("direction", "Direction", text, False),
-    Column("mean_observed", "Counts a cell", digits),
-    Column("mean_reference", "Nearest reference", digits),
-    Column("mean_expected", "Model", digits),
-    Column("log2_fold_change", "log2 fold change", digits),
-    Column("share", "Cells", percent),
-    Column("q_value", "q", digits),
-)
-REFERENCE_GROUPS = (
-    Column("group", "Reference group", text, False),
-    Column("n_cells", "Cells", whole),
-    Column("genes", "Marked by", text, False),
-)
-DOUBLETS = (
-    Column("from", "Probability from", percent),
-    Column("to", "to", percent),
-    Column("n", "Held-out cells", whole),
-    Column("predicted", "Mean probability", percent),
-    Column("realised", "Share of doublets", percent),
-)
-CHECK = (
-    Column("kind", "Anomaly", text, False),
-    Column("strength", "Strength", text, False),
-    Column("method", "Score", text, False),
-    Column("n_injected", "Injected", whole),
-    Column("auroc", "AUROC", digits),
-    Column("auprc", "AUPRC", digits),
-    Column("power", "Power", percent),
-    Column("fdp", "Realised FDP", percent),
-    Column("fpr", "Normal cells with p ≤ 5 %", percent),
-    Column("spearman_depth", "ρ with depth", digits),
-)
-CHANNELS = (
-    Column("channel", "Channel", text, False),
-    Column("kind", "Kind", text, False),
-    Column("what", "What it looks at", text, False),
-    Column("spearman_depth", "ρ with depth", digits),
-    Column("spearman_depth_query", "ρ with depth, cells not flagged", digits),
-    Column("fpr_low_depth", "False positives, shallowest fifth", percent),
-    Column("fpr_high_depth", "False positives, deepest fifth", percent),
-    Column("n_leading", "Flagged cells it leads", whole),
-)
+def make_long_table(rows: pd.DataFrame, columns: Iterable[Column], unit: str = "cells") -> dict:
+    """As :func:`make_table` the first page, and all rows for the script that sorts and filters."""
+    present = [column for column in columns if column.name in rows]
+    about = [
+        {
+            "name": column.name,
+            "heading": of_unit(column.heading, unit),
+            "kind": column.show.__name__,
+            "style": column.style,
+            "menu": column.has_menu,
+        }
+        for column in present
+    ]
+    content = [plain(rows[column.name]) for column in present]
+    everything = {"n": len(rows), "columns": about, "data": packed_json(content)}
+    return make_table(rows.head(ROWS_A_PAGE), present, unit) | {"all": everything}
 
 
 def dropped_table(summaries: list[dict]) -> pd.DataFrame:
@@ -288,3 +145,62 @@ def flagged_table(query: pd.DataFrame, reasons: pd.DataFrame) -> pd.DataFrame:
     channel = "no single gene; " + flagged["leading_channel"].str.replace("_", " ")
     flagged["genes"] = flagged["genes"].where(flagged["genes"] != "", channel)
     return flagged
+
+
+def of_stage(summaries: list[dict], stage: str) -> dict:
+    """The summary of a whole stage; empty if there is none."""
+    found = [s for s in summaries if s["stage"] == stage and not s["sample"]]
+    return found[0] if found else {}
+
+
+def samples_table(summaries: list[dict], query: pd.DataFrame) -> pd.DataFrame:
+    """One row a sample: format, genes, cells in the file, kept, query, flagged."""
+    rows: dict[str, dict] = {}
+    for summary in summaries:
+        if summary["sample"] and summary["stage"] == "import":
+            keys = ("format", "n_genes", "n_cells")
+            rows[summary["sample"]] = {"sample": summary["sample"]}
+            rows[summary["sample"]] |= {key: summary.get(key) for key in keys}
+        elif summary["sample"] and summary["stage"] == "preprocess":
+            rows.setdefault(summary["sample"], {"sample": summary["sample"]})
+            rows[summary["sample"]]["n_kept"] = summary.get("n_kept")
+    columns = ["sample", "format", "n_genes", "n_cells", "n_kept"]
+    table = pd.DataFrame(list(rows.values()), columns=columns)
+    counts = query.groupby(query["sample"].astype(str))["is_anomaly"].agg(["size", "sum"])
+    table["n_query"] = table["sample"].map(counts["size"])
+    table["n_flagged"] = table["sample"].map(counts["sum"])
+    table["share"] = table["n_flagged"] / table["n_query"]
+    return table
+
+
+def losses_table(summaries: list[dict]) -> pd.DataFrame:
+    """What was left out between the files and the matrix: cells and genes, not by quality."""
+    rows = []
+    for summary in summaries:
+        if summary["stage"] == "import":
+            found = {f"features: {k}": n for k, n in summary.get("dropped_features", {}).items()}
+            found["cells without a role"] = summary.get("n_cells_without_role", 0)
+            rows += [(summary["sample"], what, n) for what, n in found.items()]
+    joined = of_stage(summaries, "preprocess")
+    for sample, n in joined.get("n_genes_lost_in_join", {}).items():
+        rows.append((sample, "genes that another sample lacks", n))
+    rows += [
+        (ALL_SAMPLES, "genes in too few cells", joined.get("n_genes_in_too_few_cells", 0)),
+        (
+            ALL_SAMPLES,
+            "cells without a count in the genes left",
+            joined.get("n_empty_cells_dropped", 0),
+        ),
+    ]
+    return pd.DataFrame([row for row in rows if row[2]], columns=["sample", "what", "n"])
+
+
+def surest(hits: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The hits with the smallest p-values, at most ``MAX_HITS``."""
+    return hits.sort_values([by, "cell_id", "gene"], kind="stable").head(MAX_HITS)
+
+
+def most(cells: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The cells or samples with the most outlier genes, at most ``MAX_HITS``."""
+    some = cells[cells[by] > 0]
+    return some.sort_values([by, "cell_id"], ascending=[False, True]).head(MAX_HITS)

@@ -1,46 +1,41 @@
 """Write what the run found: a page to read, methods for the paper."""
 
-import base64
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 
+import finding_columns as of_finding
+import stage_columns as of_stages
 from job import job, read_json, write_atomically
-from methods import write_methods
+from methods import methods_paragraphs, write_methods
 from provenance import package_versions
+from references import cited_in
+from report_findings import (
+    collect_warnings,
+    first_warnings,
+    how_sure,
+    judge,
+    what_was_found,
+)
+from report_map import make_map
+from report_page import embed_figure, render
 from report_tables import (
-    CHANNELS,
-    CHECK,
-    DOUBLETS,
-    DROPPED,
-    ELBO,
-    EVIDENCE,
-    FLAGGED,
-    GAPS,
-    GENES,
-    LIBRARY_SIZES,
-    LIKELIHOODS,
-    LOSSES,
-    MARKERS,
+    MAX_HITS,
     MAX_ROWS,
     NONE,
-    OUTLIERS,
-    PATTERN_EVIDENCE,
-    PATTERNS,
-    RATE_DISTORTION,
-    REFERENCE_GROUPS,
-    SAMPLES,
-    SPLITS,
-    STABILITY,
-    TEMPLATE,
     digits,
     dropped_table,
     flagged_table,
+    losses_table,
+    make_long_table,
     make_table,
+    most,
+    of_stage,
     percent,
+    samples_table,
+    surest,
     whole,
 )
 
@@ -49,15 +44,13 @@ STAGES = (
     *("embed", "evidence", "correlation", "anomaly", "genes", "doublets", "patterns", "check"),
     "stability",
 )
-ALL_SAMPLES = "all samples"
 # Columns of names in the tables of the reasons.
 TEXTS = {
     *("cell_id", "sample", "donor", "pattern", "label", "nearest_reference", "technical_cause"),
     *("genes", "gene", "direction", "null", "top_gene", "group", "named_by", "up", "down"),
 }
 MAX_CARDS, MAX_MARKERS = 10, 12  # patterns shown with their genes; all are in patterns/
-MEDIA_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
-# What each figure shows, in the order of the report; the name is that of its files.
+# What each figure shows; the name is that of its files.
 FIGURES = {
     "qc": "Total counts, genes and mitochondrial share of each cell; dropped cells and limits.",
     "library_size": "Library size of each cell, by sample and by role.",
@@ -104,65 +97,6 @@ def read_texts(path: str | Path) -> pd.DataFrame:
     )
 
 
-def of_stage(summaries: list[dict], stage: str) -> dict:
-    """The summary of a whole stage; empty if there is none."""
-    found = [s for s in summaries if s["stage"] == stage and not s["sample"]]
-    return found[0] if found else {}
-
-
-def collect_warnings(summaries: list[dict]) -> list[dict]:
-    """Every warning with where it arose, parted at the first semicolon: what; what to do."""
-    warnings = []
-    for summary in summaries:
-        where = " · ".join(filter(None, (summary["stage"].replace("_", " "), summary["sample"])))
-        for line in summary.get("warnings", []):
-            what, _, mend = line.partition("; ")
-            warnings.append({"where": where, "what": what, "mend": mend})
-    return warnings
-
-
-def samples_table(summaries: list[dict], query: pd.DataFrame) -> pd.DataFrame:
-    """One row a sample: format, genes, cells in the file, kept, query, flagged."""
-    rows: dict[str, dict] = {}
-    for summary in summaries:
-        if summary["sample"] and summary["stage"] == "import":
-            keys = ("format", "n_genes", "n_cells")
-            rows[summary["sample"]] = {"sample": summary["sample"]}
-            rows[summary["sample"]] |= {key: summary.get(key) for key in keys}
-        elif summary["sample"] and summary["stage"] == "preprocess":
-            rows.setdefault(summary["sample"], {"sample": summary["sample"]})
-            rows[summary["sample"]]["n_kept"] = summary.get("n_kept")
-    columns = ["sample", "format", "n_genes", "n_cells", "n_kept"]
-    table = pd.DataFrame(list(rows.values()), columns=columns)
-    counts = query.groupby(query["sample"].astype(str))["is_anomaly"].agg(["size", "sum"])
-    table["n_query"] = table["sample"].map(counts["size"])
-    table["n_flagged"] = table["sample"].map(counts["sum"])
-    table["share"] = table["n_flagged"] / table["n_query"]
-    return table
-
-
-def losses_table(summaries: list[dict]) -> pd.DataFrame:
-    """What was left out between the files and the matrix: cells and genes, not by quality."""
-    rows = []
-    for summary in summaries:
-        if summary["stage"] == "import":
-            found = {f"features: {k}": n for k, n in summary.get("dropped_features", {}).items()}
-            found["cells without a role"] = summary.get("n_cells_without_role", 0)
-            rows += [(summary["sample"], what, n) for what, n in found.items()]
-    joined = of_stage(summaries, "preprocess")
-    for sample, n in joined.get("n_genes_lost_in_join", {}).items():
-        rows.append((sample, "genes that another sample lacks", n))
-    rows += [
-        (ALL_SAMPLES, "genes in too few cells", joined.get("n_genes_in_too_few_cells", 0)),
-        (
-            ALL_SAMPLES,
-            "cells without a count in the genes left",
-            joined.get("n_empty_cells_dropped", 0),
-        ),
-    ]
-    return pd.DataFrame([row for row in rows if row[2]], columns=["sample", "what", "n"])
-
-
 def describe_selection(preprocess: dict) -> str:
     """How many genes the model sees, and what chose them."""
     by = preprocess.get("selected_by", {})
@@ -178,61 +112,6 @@ def describe_selection(preprocess: dict) -> str:
     )
 
 
-def judge(anomaly: dict) -> list[dict]:
-    """What speaks for and against the p-values: a number, whether it is sound, how to read it.
-
-    ``anomaly``: the summary of the anomaly stage, which brings the bands that its numbers should
-    lie in.
-    """
-    if anomaly["is_ranking"]:
-        return []
-    needed, n_query = anomaly["needed_together"], anomaly["n_query"]
-    reading = (
-        f"With it, at least {needed:,} of the {n_query:,} query cells must be as odd as can be "
-        "before any is flagged."
-        if needed <= n_query
-        else f"With it, none can be flagged: {needed:,} query cells would have to be as odd as can "
-        f"be, and there are {n_query:,}."
-    )
-    band = anomaly["bands"]["spearman_depth"]
-    low, high = anomaly["bands"]["fpr"]
-    rates = anomaly["fpr_by_depth_fifth"]
-    return [
-        {
-            "name": "Smallest possible p-value",
-            "value": digits(anomaly["smallest_p"]),
-            "is_sound": needed <= anomaly["bands"]["needed_together"],
-            "reading": f"1 / (calibration cells + 1). {reading}",
-        },
-        _judge_depth("calibration cells", anomaly["spearman_depth"], band),
-        _judge_depth("query cells not flagged", anomaly["spearman_depth_query"], band),
-        {
-            "name": "False positives by depth",
-            "value": f"{percent(min(rates))} to {percent(max(rates))}",
-            "is_sound": low <= min(rates) and max(rates) <= high,
-            "reading": "Calibration cells with p ≤ 5 % in the fifths of library size; all "
-            f"should be near 5 % (sound from {percent(low)} to {percent(high)}).",
-        },
-    ]
-
-
-def _judge_depth(cells: str, rho: float, band: float) -> dict:
-    return {
-        "name": f"Score against depth, {cells}",
-        "value": f"ρ = {rho:.2f}",
-        "is_sound": abs(rho) <= band,
-        "reading": "Spearman correlation of score and library size; near 0, a cell is not odd for "
-        f"being deep or shallow (sound within ±{band:.2g}).",
-    }
-
-
-def embed_figure(path: str | Path) -> str:
-    """A figure as a data URI: inlined SVGs would share ids, and so clash with each other."""
-    path = Path(path)
-    content = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f"data:{MEDIA_TYPES[path.suffix]};base64,{content}"
-
-
 def flatten(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
     """A nested config as ``key.key`` and value, in the order it came."""
     rows = []
@@ -246,111 +125,125 @@ def flatten(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def report_content(tables: dict[str, pd.DataFrame], summaries: list[dict], figures) -> dict:
-    """All that the template prints.
+    """All that the template prints, but the map and the methods.
 
     ``tables``: cells, reasons, genes, outliers, patterns, markers, groups, evidence, elbo, gaps,
     channels, splits, samples_library, as the stages write them, and where the run has them
     comparison, curve, pairs and check; ``figures``: paths, named as in ``FIGURES``, others are left
     out.
     """
-    cells = tables["cells"]
-    query = cells[cells["split"] == "query"]
-    anomaly = of_stage(summaries, "anomaly")
-    by_name = {Path(path).stem: path for path in figures}
-    rates = anomaly.get("fpr_by_depth_fifth", [])
+    stages = {name: of_stage(summaries, name) for name in STAGES}
+    unit = stages["genes"]["observations"]
     return {
-        "n_query": len(query),
-        "n_flagged": int(query["is_anomaly"].sum()),
-        "n_calibration": int((cells["split"] == "calibration").sum()),
-        "smallest_q": digits(query["q_value"].min()) if len(query) else NONE,
-        "alpha": percent(anomaly["alpha"]),
-        "n_false": digits(anomaly["alpha"] * query["is_anomaly"].sum()),
-        "checks": judge(anomaly),
-        "warnings": collect_warnings(summaries),
+        "unit": unit,
+        "one": unit.removesuffix("s"),
+        "of_table": "group" if unit == "samples" else "sample",
+        **_first_screen(tables, summaries, stages),
+        **_tables(tables, summaries, stages, unit),
         "figures": {
-            name: {"source": embed_figure(by_name[name]), "text": caption}
-            for name, caption in FIGURES.items()
-            if name in by_name
+            path.stem: embed_figure(path, FIGURES[path.stem])
+            for path in map(Path, figures)
+            if path.stem in FIGURES
         },
-        "samples": make_table(samples_table(summaries, query), SAMPLES),
-        "losses": make_table(losses_table(summaries), LOSSES),
-        "selection": describe_selection(of_stage(summaries, "preprocess")),
-        "dropped": make_table(dropped_table(summaries), DROPPED),
-        "splits": make_table(tables["splits"], SPLITS),
-        "library_sizes": make_table(tables["samples_library"], LIBRARY_SIZES),
-        "evidence": make_table(tables["evidence"], EVIDENCE),
+        "selection": describe_selection(stages["preprocess"]),
+        "max_rows": MAX_ROWS,
+        "max_hits": MAX_HITS,
         "n_kept_dimensions": int(tables["evidence"]["kept"].sum()),
-        "elbo": make_table(tables["elbo"], ELBO),
-        "gaps": make_table(tables["gaps"], GAPS),
-        "likelihoods": _optional_table(tables, "comparison", LIKELIHOODS),
-        "rate_distortion": _optional_table(tables, "curve", RATE_DISTORTION),
-        "stability_pairs": _optional_table(tables, "pairs", STABILITY),
-        "flagged": make_table(flagged_table(query, tables["reasons"]), FLAGGED),
-        "gene_hits": make_table(surest(tables["genes"], "log10_p"), GENES),
-        "outliers": make_table(most(tables["outliers"], "n_outlier_genes"), OUTLIERS),
-        "patterns": make_table(tables["patterns"], PATTERNS),
-        "pattern_evidence": make_table(tables["patterns"], PATTERN_EVIDENCE),
-        "markers": pattern_cards(tables["patterns"], tables["markers"]),
-        "groups": make_table(tables["groups"], REFERENCE_GROUPS),
-        "doublet_reliability": make_table(
-            pd.DataFrame(
-                of_stage(summaries, "doublets").get("reliability", []),
-                columns=[column.name for column in DOUBLETS],
-            ),
-            DOUBLETS,
-        ),
-        "check": _optional_table(tables, "check", CHECK),
-        "channels": make_table(tables["channels"], CHANNELS),
-        "depth_fifths": [percent(rate) for rate in rates],
-        "preprocess": of_stage(summaries, "preprocess"),
-        "library_size": of_stage(summaries, "library_size"),
-        "train": of_stage(summaries, "train"),
-        "prune": of_stage(summaries, "prune"),
-        "evidence_summary": of_stage(summaries, "evidence"),
-        "likelihood": of_stage(summaries, "likelihood"),
-        "stability": of_stage(summaries, "stability"),
-        "anomaly": anomaly,
-        "unit": of_stage(summaries, "genes")["observations"],
-        "gene_summary": of_stage(summaries, "genes"),
-        "doublets": of_stage(summaries, "doublets"),
-        "reasons": of_stage(summaries, "patterns"),
-        "check_summary": of_stage(summaries, "check"),
+        "depth_fifths": [percent(rate) for rate in stages["anomaly"]["fpr_by_depth_fifth"]],
+        "preprocess": stages["preprocess"],
+        "library_size": stages["library_size"],
+        "train": stages["train"],
+        "prune": stages["prune"],
+        "evidence_summary": stages["evidence"],
+        "likelihood": stages["likelihood"],
+        "stability": stages["stability"],
+        "anomaly": stages["anomaly"],
+        "gene_summary": stages["genes"],
+        "doublets": stages["doublets"],
+        "reasons": stages["patterns"],
+        "check_summary": stages["check"],
     }
 
 
-def surest(hits: pd.DataFrame, by: str) -> pd.DataFrame:
-    """The hits with the smallest p-values, at most ``MAX_ROWS``."""
-    return hits.sort_values([by, "cell_id", "gene"], kind="stable").head(MAX_ROWS)
+def _first_screen(
+    tables: dict[str, pd.DataFrame], summaries: list[dict], stages: dict[str, dict]
+) -> dict:
+    """The finding, how sure it is, what to worry about."""
+    cells, anomaly = tables["cells"], stages["anomaly"]
+    query = cells[cells["split"] == "query"]
+    unit = stages["genes"]["observations"]
+    n_flagged, checks = int(query["is_anomaly"].sum()), judge(anomaly, unit)
+    warnings = collect_warnings(summaries)
+    samples = samples_table(summaries, query)
+    return {
+        "n_query": len(query),
+        "n_flagged": n_flagged,
+        "smallest_q": digits(query["q_value"].min()) if len(query) else NONE,
+        "alpha": percent(anomaly["alpha"]),
+        "n_false": digits(anomaly["alpha"] * n_flagged),
+        "found": what_was_found(tables["patterns"], samples, stages["patterns"], stages["genes"]),
+        "sureness": how_sure(anomaly, checks, stages["check"], unit),
+        "checks": checks,
+        "warnings": warnings,
+        "first_warnings": first_warnings(warnings),
+    }
 
 
-def most(cells: pd.DataFrame, by: str) -> pd.DataFrame:
-    """The cells or samples with the most outlier genes, at most ``MAX_ROWS``."""
-    some = cells[cells[by] > 0]
-    return some.sort_values([by, "cell_id"], ascending=[False, True]).head(MAX_ROWS)
+def _tables(
+    tables: dict[str, pd.DataFrame], summaries: list[dict], stages: dict[str, dict], unit: str
+) -> dict:
+    """The tables of all sections; None where the run has none."""
+    cells = tables["cells"]
+    query = cells[cells["split"] == "query"]
+    reliability = pd.DataFrame(
+        stages["doublets"].get("reliability", []),
+        columns=[column.name for column in of_finding.DOUBLETS],
+    )
+    long = {
+        "flagged": (flagged_table(query, tables["reasons"]), of_finding.FLAGGED),
+        "gene_hits": (surest(tables["genes"], "log10_p"), of_finding.GENES),
+        "outliers": (most(tables["outliers"], "n_outlier_genes"), of_finding.OUTLIERS),
+    }
+    short = {
+        "samples": (samples_table(summaries, query), of_finding.SAMPLES),
+        "patterns": (tables["patterns"], of_finding.PATTERNS),
+        "pattern_evidence": (tables["patterns"], of_finding.PATTERN_EVIDENCE),
+        "groups": (tables["groups"], of_finding.REFERENCE_GROUPS),
+        "doublet_reliability": (reliability, of_finding.DOUBLETS),
+        "check": (tables.get("check"), of_finding.CHECK),
+        "channels": (tables["channels"], of_finding.CHANNELS),
+        "losses": (losses_table(summaries), of_stages.LOSSES),
+        "splits": (tables["splits"], of_stages.SPLITS),
+        "dropped": (dropped_table(summaries), of_stages.DROPPED),
+        "library_sizes": (tables["samples_library"], of_stages.LIBRARY_SIZES),
+        "likelihoods": (tables.get("comparison"), of_stages.LIKELIHOODS),
+        "rate_distortion": (tables.get("curve"), of_stages.RATE_DISTORTION),
+        "evidence": (tables["evidence"], of_stages.EVIDENCE),
+        "elbo": (tables["elbo"], of_stages.ELBO),
+        "gaps": (tables["gaps"], of_stages.GAPS),
+        "stability_pairs": (tables.get("pairs"), of_stages.STABILITY),
+    }
+    made = {name: make_long_table(*content, unit) for name, content in long.items()}
+    for name, (rows, columns) in short.items():
+        made[name] = None if rows is None else make_table(rows, columns, unit)
+    return made | {"markers": pattern_cards(tables["patterns"], tables["markers"], unit)}
 
 
-def pattern_cards(patterns: pd.DataFrame, markers: pd.DataFrame) -> list[dict]:
+def pattern_cards(patterns: pd.DataFrame, markers: pd.DataFrame, unit: str = "cells") -> list[dict]:
     """The largest patterns, each with the table of its surest marker genes."""
     cards = []
     for row in patterns.head(MAX_CARDS).itertuples():
         found = markers[markers["pattern"] == row.pattern].sort_values(["q_value", "gene"])
-        table = make_table(found.head(MAX_MARKERS), MARKERS)
+        table = make_table(found.head(MAX_MARKERS), of_finding.MARKERS, unit)
         cards.append({"pattern": row.pattern, "label": row.label, "markers": table})
     return cards
 
 
-def _optional_table(tables: dict[str, pd.DataFrame], name: str, columns) -> dict | None:
-    """A table that only some runs make."""
-    return make_table(tables[name], columns) if name in tables else None
-
-
-def render(template: str, content: dict) -> str:
-    """The page; every value from the data is escaped, and a name the content lacks is an error."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"whole": whole, "digits": digits}
-    return environment.from_string(template).render(content)
+def methods_content(config: dict, summaries: list[dict], bibtex: str) -> dict:
+    """The methods as the page shows them, with their references."""
+    paragraphs = methods_paragraphs(config, summaries)
+    references = cited_in("\n\n".join(paragraphs))
+    return {"methods": paragraphs, "references": references, "bibtex": bibtex}
 
 
 def _write_text(content: str, path: str) -> None:
@@ -379,8 +272,11 @@ if __name__ == "__main__":
                 tables[name] = pd.read_csv(files[name][0], sep="\t")
         summaries = read_summaries(files.summaries)
         versions = package_versions(snakemake.params.versions)
+        methods, bibtex = write_methods(config, summaries)
         content = report_content(tables, summaries, files.figures)
         content |= {"run": config["run"], "settings": flatten(config), "versions": versions}
-        _write_text(render(TEMPLATE.read_text(encoding="utf-8"), content), snakemake.output.report)
-        _write_text(write_methods(config, summaries), snakemake.output.methods)
+        content |= methods_content(config, summaries, bibtex)
+        content["map"] = make_map(files, tables, content["unit"])
+        for text, path in ((render(content), "report"), (methods, "methods"), (bibtex, "bibtex")):
+            _write_text(text, snakemake.output[path])
         log.info("%d of %d query cells flagged", content["n_flagged"], content["n_query"])
