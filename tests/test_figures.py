@@ -25,6 +25,7 @@ import plot_training
 from fake_reasons import METHODS, write_check
 from fake_run import write_fake_run, write_optional_stages
 from figure_style import MAX_ROWS, ROLES, category_colours, plain_number, save_figure, shorten
+from obs_columns import read_obs
 
 MM_PER_POINT = 25.4 / 72
 
@@ -40,7 +41,7 @@ def read_json(path):
 
 
 def read_donors(run) -> pd.DataFrame:
-    return plot_latent.read_obs(run / "preprocess/counts.h5ad", ["donor"])
+    return read_obs(run / "preprocess/counts.h5ad", ["donor"])
 
 
 def read_patterns(run) -> list[pd.DataFrame]:
@@ -76,7 +77,7 @@ def draw_all(run, observations: str = "cells") -> dict:
     scored = pd.read_parquet(run / "anomaly/cells.parquet")
     cells = plot_anomalies.with_donors(scored, read_donors(run))
     train, prune = run / "train/seed1", run / "prune/seed1"
-    obs = plot_latent.read_obs(
+    obs = read_obs(
         run / "preprocess/counts.h5ad", ["sample", "role", "split", "cell_type", "not there"]
     )
     umap = pd.read_parquet(run / "embed/seed1/umap.parquet")

@@ -134,6 +134,10 @@ FILES = {
     "measure_evidence": MODEL,
     "measure_stability": JOB,
     **{f"plot_{name}": JOB | {"figure_style.py"} for name in FIGURES},
+    **{
+        f"plot_{name}": JOB | {"figure_style.py", "obs_columns.py"}
+        for name in ("anomalies", "latent")
+    },
     "prune_latent": TRAINING | {"train_vae.py"},
     "record_run": JOB | {"checksums.py", "provenance.py"},
     "reproduce": JOB | {"checksums.py", "provenance.py"},
@@ -150,7 +154,7 @@ FILES = {
         "provenance.py",
         "packed.py",
         "figure_style.py",
-        "plot_latent.py",
+        "obs_columns.py",
     }
     | {"omics_vae/__init__.py", "omics_vae/counts.py"}
     | {f"report_{name}.py" for name in ("findings", "map", "page", "tables")}

@@ -240,6 +240,7 @@ TESTED_TOGETHER = {
     "dense_formats": "test_count_formats",
     "embed_cells": "test_whole_run",
     "figure_style": "test_publication",
+    "obs_columns": "test_figures",
     **{f"report_{name}": "test_write_report" for name in ("tables", "findings", "page")},
     **{f"{name}_columns": "test_write_report" for name in ("finding", "stage")},
     "references": "test_methods",

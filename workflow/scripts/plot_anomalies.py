@@ -30,7 +30,7 @@ from figure_style import (
     style,
 )
 from job import job, read_json
-from plot_latent import read_obs
+from obs_columns import read_obs
 
 TOP = 60.0  # mm, the panels above the lists of samples and donors
 BAND_POINTS = 300  # enough for a smooth band

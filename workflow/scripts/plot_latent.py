@@ -1,12 +1,7 @@
 """Figure ``latent``: the latent space in two dimensions, and where its anomalies lie."""
 
-from collections.abc import Iterable
-from pathlib import Path
-
-import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -30,6 +25,7 @@ from figure_style import (
     style,
 )
 from job import job
+from obs_columns import read_obs
 
 MAX_TYPES = 20  # each with a colour of its own; the smallest share one
 LEAST_NUMBERED = 10  # cells: the number would hide fewer
@@ -38,15 +34,6 @@ APART = 0.06  # of the width of a map: two numbers nearer than this would overla
 FLAGGED = "flagged"
 USES = SPLITS | {FLAGGED: ANOMALY}
 SCALE = "viridis_r"  # the odd ones dark: yellow would be lost on white
-
-
-def read_obs(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
-    """``cell_id`` and those of ``columns`` that the h5ad has; its counts are not read."""
-    with h5py.File(path, "r") as file:
-        obs = file["obs"]
-        table = {"cell_id": read_elem(obs[obs.attrs["_index"]])}
-        table |= {name: read_elem(obs[name]) for name in columns if name in obs}
-    return pd.DataFrame(table)
 
 
 def join_cells(umap: pd.DataFrame, obs: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:

@@ -12,9 +12,9 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from figure_style import ANOMALY, BLUE, SPLITS, category_colours
+from obs_columns import read_obs
 from omics_vae.counts import Counts
 from packed import packed, packed_floats, packed_json
-from plot_latent import read_obs
 
 MAX_CELLS = 100_000  # all that is flagged and a random choice of the rest
 # Genes are taken until there are so many, or until they take so many bytes of the page.
