@@ -100,7 +100,7 @@ def draw_all(run, observations: str = "cells") -> dict:
         "anomalies": plot_anomalies.draw(
             cells, read_json(run / "anomaly/summary.json"), observations
         ),
-        "patterns": plot_patterns.draw(*read_patterns(run)),
+        "patterns": plot_patterns.draw(*read_patterns(run), observations),
         "genes": plot_genes.draw(*read_genes(run)),
     }
     if (run / "check").exists():

@@ -158,7 +158,7 @@ def test_samples_groups_and_genes_may_be_called_na_or_7(samples, tmp_path):
     inputs |= {name: str(run / f"patterns/{name}.parquet") for name in ("residuals", "cells")}
     inputs["splits"] = str(of_run)
     output = {"pdf": "p.pdf", "svg": "p.svg", "png": "p.png", "table": "p.tsv", "alt": "p.txt"}
-    written = run_script("plot_patterns", tmp_path, inputs, output, {})
+    written = run_script("plot_patterns", tmp_path, inputs, output, {"observations": "cells"})
     data = pd.read_csv(written["table"], sep="\t", dtype=str, keep_default_na=False)
     sizes = pd.read_csv(run / "patterns/sizes.tsv", sep="\t", dtype=str, keep_default_na=False)
     assert data.loc[data["panel"] == "b", "sample"].tolist() == sizes["sample"].tolist()

@@ -218,6 +218,7 @@ rule plot_patterns:
         mem_mb=memory,
         runtime=minutes,
     params:
+        observations=config["observations"],
         code=code("plot_patterns.py"),
     script:
         "../scripts/plot_patterns.py"

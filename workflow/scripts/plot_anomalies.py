@@ -113,7 +113,7 @@ def _draw_histogram(ax: Axes, of: dict[str, np.ndarray]) -> pd.DataFrame:
         table = pd.DataFrame({"use": use, "from": edges[:-1], "to": edges[1:], "n": n})
         tables.append(table.assign(share=n / len(p_values)))
     ax.axhline(100 / n_bins, color=BLACK, lw=0.6, ls=":", label="expected of normal ones")
-    ax.set(title="p-values", xlabel="p-value (no unit)", xlim=(0, 1))
+    ax.set(title="p-values", xlabel="p-value", xlim=(0, 1))
     ax.set_ylim(0, 105 * max(table["share"].max() for table in tables))
     headroom(ax, 0.3)
     ax.legend(loc="upper right")
@@ -136,7 +136,7 @@ def _draw_quantiles(ax: Axes, of: dict[str, np.ndarray], smallest: float | None)
         label = f"smallest possible, {plain_number(float(f'{smallest:.2g}'))}"
         ax.axhline(smallest, color=GREY, lw=0.7, ls=":", label=label)
     ax.set(title="Against uniform p-values")
-    ax.set(xlabel="Expected p-value (no unit)", ylabel="Observed p-value (no unit)")
+    ax.set(xlabel="Expected p-value", ylabel="Observed p-value")
     bottom = min(table[["low", "observed"]].min(axis=None) for table in tables.values())
     ax.set(xlim=(0.7 * least, 1.3), ylim=(0.7 * bottom, 1.3))
     for axis in (ax.xaxis, ax.yaxis):
@@ -162,7 +162,7 @@ def _draw_depth(ax: Axes, cells: pd.DataFrame, summary: dict) -> None:
             ax.scatter([], [], s=8, color=SPLITS[use], label=label)
     ax.scatter([], [], s=8, color=ANOMALY, label=f"{FLAGGED} (n = {len(flagged):,})")
     log_axis(ax.xaxis)
-    ax.set(ylabel="Anomaly score (no unit)", title="Score against depth")
+    ax.set(ylabel="Anomaly score", title="Score against depth")
     headroom(ax, 0.25)
     ax.legend(loc="upper left")
 

@@ -99,7 +99,7 @@ def draw(draws: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame, str]
         for kind in kinds:
             ax = axes[f"{measure} {kind}"]
             if table.empty:
-                say(ax, "too few unseen cells for a check")
+                say(ax, "too few unseen ones for a check")
                 continue
             of_kind = table[table["kind"] == kind]
             _draw_kind(ax, of_kind, measure)
@@ -129,7 +129,7 @@ def draw(draws: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame, str]
 def alt_text(table: pd.DataFrame, summary: dict) -> str:
     """The curves in words: each kind at its strongest, this pipeline and the best baseline."""
     if table.empty:
-        return "No curves: too few unseen cells for a check."
+        return "No curves: too few unseen ones for a check."
     alpha, sentences = summary["alpha"], []
     for kind, of_kind in table.groupby("kind", sort=False):
         strongest = of_kind[of_kind["strength"] == of_kind["strength"].iloc[-1]]

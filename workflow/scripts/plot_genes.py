@@ -267,7 +267,7 @@ def _draw_gene(ax: Axes, of_gene: pd.DataFrame, unit: str) -> None:
         log_axis(ax.yaxis)
     else:
         from_zero(ax.yaxis, most, 1.0)
-    ax.set_xlabel("Expected counts")
+    ax.set(xlabel="Expected counts", ylabel="Observed counts")
     n = f"{of_gene['is_hit'].sum():,} of {len(of_gene):,}"
     # In two lines: a title wider than its panel leaves the layout no room.
     ax.set_title(f"{shorten(of_gene['gene'].iloc[0])}\n{n} {unit}s")
@@ -310,7 +310,6 @@ def draw(
             axes[name].legend(loc="upper right" if falls else "upper left")
             make_room(axes[name])
     if genes:
-        axes["d0"].set_ylabel("Observed counts")
         figure.legend(*axes["d0"].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     letter_panels(axes[name] for name in ("a", "b", "c", *["d0"] * bool(genes)))
     figure.draw_without_rendering()

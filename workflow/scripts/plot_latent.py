@@ -137,11 +137,11 @@ def _draw_panel(ax: Axes, cells: pd.DataFrame, name: str, observations: str) -> 
         low, high = cells["score"].quantile([0.01, 0.99]).fillna(0.0)
         low, high = (low, high) if high > low else (low - 0.5, low + 0.5)
         norm = Normalize(low, high, clip=True)
-        _draw_values(ax, cells, "score", norm, "Anomaly score (no unit)")
+        _draw_values(ax, cells, "score", norm, "Anomaly score")
     else:
         ax.set_title(f"p-value (n = {cells['p_value'].notna().sum():,})")
         least = min(cells["p_value"].min(), 0.1) if cells["p_value"].notna().any() else 0.1
-        _draw_values(ax, cells, "p_value", LogNorm(max(least, 1e-300), 1.0), "p-value (no unit)")
+        _draw_values(ax, cells, "p_value", LogNorm(max(least, 1e-300), 1.0), "p-value")
 
 
 def panels_of(cells: pd.DataFrame) -> list[list[str]]:

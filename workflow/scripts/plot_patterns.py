@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from figure_style import (
     GREY,
     LIGHT_GREY,
+    OF_TABLE,
     category_colours,
     letter_panels,
     new_figure,
@@ -68,7 +69,9 @@ def bands(n_cells: pd.Series) -> np.ndarray:
     return height * min(1.0, MOST_HEIGHT / max(height.sum(), 1e-12))
 
 
-def _draw_heatmap(ax: Axes, table: pd.DataFrame, names: list[str], notes: list[str]) -> None:
+def _draw_heatmap(
+    ax: Axes, table: pd.DataFrame, names: list[str], notes: list[str], observations: str
+) -> None:
     values = table.to_numpy(float)
     size = np.abs(values[np.isfinite(values)])
     limit = max(LEAST_LIMIT, float(np.quantile(size, LIMIT_SHARE)) if len(size) else 0.0)
@@ -98,14 +101,18 @@ def _draw_heatmap(ax: Axes, table: pd.DataFrame, names: list[str], notes: list[s
     ax.tick_params(axis="x", rotation=90)
     ax.spines[:].set_visible(False)
     shown, of = len(table), int(n_cells.gt(0).sum())
-    ax.set_title(f"Marker genes of {of} pattern{'s' * (of != 1)} in {shown:,} flagged cells")
+    ax.set_title(
+        f"Marker genes of {of} pattern{'s' * (of != 1)} in {shown:,} flagged {observations}"
+    )
     extend = "both" if size.max(initial=0.0) > limit else "neither"
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, pad=0.01, aspect=12, extend=extend)
     bar.set_label("Residual (SD)")
     bar.outline.set_visible(False)
 
 
-def _draw_sizes(ax: Axes, sizes: pd.DataFrame, rows: list[str], colours: dict[str, str]) -> None:
+def _draw_sizes(
+    ax: Axes, sizes: pd.DataFrame, rows: list[str], colours: dict[str, str], observations: str
+) -> None:
     table = sizes.groupby(["pattern", "sample"])["n_cells"].sum().unstack(fill_value=0)
     table = table.T.groupby(lambda name: name if name in colours else "other").sum().T
     table = table.reindex(rows, fill_value=0)
@@ -122,12 +129,15 @@ def _draw_sizes(ax: Axes, sizes: pd.DataFrame, rows: list[str], colours: dict[st
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(0, max(left.max(), 1) * 1.15)
-    ax.set(title="Cells by sample", xlabel="Flagged cells")
+    ax.set(
+        title=f"{observations.capitalize()} by {OF_TABLE[observations]}",
+        xlabel=f"Flagged {observations}",
+    )
     if table.shape[1] > 1:
         ax.legend(loc="lower right")
 
 
-def _draw_causes(ax: Axes, cells: pd.DataFrame, rows: list[str]) -> pd.DataFrame:
+def _draw_causes(ax: Axes, cells: pd.DataFrame, rows: list[str], observations: str) -> pd.DataFrame:
     cause = (
         cells["technical_cause"].str.split("; ").explode().str.replace(r" of .*", "", regex=True)
     )
@@ -145,18 +155,19 @@ def _draw_causes(ax: Axes, cells: pd.DataFrame, rows: list[str]) -> pd.DataFrame
     ax.set_xticks(range(share.shape[1]), share.columns, rotation=30, ha="right")
     ax.set_yticks(range(len(rows)), rows)
     ax.tick_params(length=0)
-    ax.set_title("Technical causes (% of its cells)")
+    ax.set_title(f"Technical causes (% of its {observations})")
     return share.reset_index(names="pattern").melt("pattern", var_name="cause", value_name="share")
 
 
 @style()
 def draw(
     patterns: pd.DataFrame, markers: pd.DataFrame, residuals: pd.DataFrame,
-    sizes: pd.DataFrame, cells: pd.DataFrame, splits: pd.DataFrame,
+    sizes: pd.DataFrame, cells: pd.DataFrame, splits: pd.DataFrame, observations: str = "cells",
 ) -> tuple[Figure, pd.DataFrame, str]:  # fmt: skip
     """The tables of the folder patterns/; ``residuals``: residuals.parquet.
 
     ``splits``: preprocess/splits.tsv, from which each sample has its colour of the other figures.
+    ``observations``: what a row is, cells or samples.
     """
     shown = patterns.head(MOST_PATTERNS)
     names = list(shown["pattern"])
@@ -176,40 +187,40 @@ def draw(
     )
     tables = {}
     if len(table) and genes:
-        notes = [f"{row.n_cells:,} cells, near {shorten(row.nearest_reference)}"
+        notes = [f"{row.n_cells:,} {observations}, near {shorten(row.nearest_reference)}"
                  for row in shown.itertuples()]  # fmt: skip
-        _draw_heatmap(axes["genes"], table, names, notes)
+        _draw_heatmap(axes["genes"], table, names, notes, observations)
         tables["a"] = table.reset_index().melt(["pattern", "cell_id"], value_name="residual")
     else:
         say(axes["genes"], "no pattern" if not names else "no marker genes")
     if rows:
         of_cells = splits.loc[splits.index.repeat(splits["n_cells"]), "sample"]
-        _draw_sizes(axes["sizes"], sizes, rows, category_colours(of_cells))
+        _draw_sizes(axes["sizes"], sizes, rows, category_colours(of_cells), observations)
         tables["b"] = sizes[sizes["pattern"].isin(rows)]
-        tables["c"] = _draw_causes(axes["causes"], cells, rows)
+        tables["c"] = _draw_causes(axes["causes"], cells, rows, observations)
     else:
         for name in ("sizes", "causes"):
             say(axes[name], "none flagged")
     letter_panels(axes[name] for name in ("genes", "sizes", "causes"))
-    return figure, panels_table(tables), alt_text(patterns, cells)
+    return figure, panels_table(tables), alt_text(patterns, cells, observations)
 
 
-def alt_text(patterns: pd.DataFrame, cells: pd.DataFrame) -> str:
+def alt_text(patterns: pd.DataFrame, cells: pd.DataFrame, observations: str) -> str:
     """How many patterns there are, and what marks the largest."""
     if not len(cells):
-        return "No heatmap: no cell is flagged."
+        return f"No heatmap: none of the {observations} is flagged."
     inside = int((cells["pattern"] != "").sum())
-    text = f"{inside:,} of {len(cells):,} flagged cells are in {len(patterns)} patterns"
+    text = f"{inside:,} of {len(cells):,} flagged {observations} are in {len(patterns)} patterns"
     if not len(patterns):
-        return f"{text}: no heatmap. Bars and a table of the technical causes of the flagged cells."
+        return f"{text}: no heatmap. Bars and a table of their technical causes."
     leading = "; ".join(
-        f"{row.pattern}: {row.n_cells:,} cells near {row.nearest_reference}, "
+        f"{row.pattern}: {row.n_cells:,} {observations} near {row.nearest_reference}, "
         f"{row.label or 'no marker'}"
         for row in patterns.head(5).itertuples()
     )
     return (
-        f"Heatmap of the residuals of single flagged cells in marker genes. {text}. The largest: "
-        f"{leading}. Below, the samples and the technical causes of each pattern."
+        f"Heatmap of the residuals of single flagged {observations} in marker genes. {text}. The "
+        f"largest: {leading}. Below, the samples and the technical causes of each pattern."
     )
 
 
@@ -221,6 +232,8 @@ if __name__ == "__main__":
         names = ("patterns", "markers", "sizes", "splits")
         patterns, markers, sizes, splits = (pd.read_csv(source[name], **text) for name in names)
         residuals, cells = (pd.read_parquet(source[name]) for name in ("residuals", "cells"))
-        drawn = draw(patterns, markers, residuals, sizes, cells, splits)
+        drawn = draw(
+            patterns, markers, residuals, sizes, cells, splits, snakemake.params.observations
+        )
         save_figure(*drawn, snakemake.output)
         log.info("%d patterns", len(patterns))

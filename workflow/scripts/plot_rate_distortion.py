@@ -53,7 +53,7 @@ def _draw_elbo(ax: Axes, curve: pd.DataFrame) -> None:
     ax.set_xscale("log")
     ax.set_xticks(curve["beta"], [f"{beta:g}" for beta in curve["beta"]])
     ax.minorticks_off()
-    ax.set(title="Held-out ELBO by β", xlabel="β, the weight of the KL term (no unit)")
+    ax.set(title="Held-out ELBO by β", xlabel="β, the weight of the KL term")
 
 
 def _describe(curve: pd.DataFrame, observations: str) -> str:

@@ -144,7 +144,7 @@ def draw(
     ax.set(title="Evidence lower bound", ylabel=f"ELBO (nats per {one})")
     ax.legend(loc="lower right")
     _draw_line(axes["beta"], step, history["beta"], color=GREEN)
-    axes["beta"].set(title="Weight of the KL term", ylabel="β (no unit)")
+    axes["beta"].set(title="Weight of the KL term", ylabel="β")
     axes["beta"].set_ylim(-0.04, max(1.08, 1.08 * history["beta"].max()))
     _draw_kl(axes["kl"], kl)
     axes["kl"].set(title="KL of each dimension", ylabel=f"KL to the prior (nats per {one})")
