@@ -135,7 +135,7 @@ def detect_by(folder: Path, paths: dict, fits: list[tuple], **changed) -> dict:
     """detect_anomalies by several models: (model, latent.parquet, its fold) each."""
     folder.mkdir(parents=True, exist_ok=True)
     given, folds = by_models(fits)
-    params = {"settings": ANOMALY | changed, "folds": folds, "seed": 1}
+    params = {"settings": ANOMALY | changed, "folds": folds, "seed": 1, "observations": "cells"}
     return run_script("detect_anomalies", folder, paths | given, DETECTED, params)
 
 

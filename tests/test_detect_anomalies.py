@@ -16,6 +16,7 @@ from detect_anomalies import (
     channel_table,
     elbo_of,
     false_positives_by_depth,
+    of_rows,
     spearman,
     summarise,
     usual_cells,
@@ -488,6 +489,15 @@ def test_warnings_appear_when_they_should_and_not_else(change, expected):
     for warning, words in zip(found, expected, strict=True):
         assert words in warning
         assert "; " in warning and "\n" not in warning
+
+
+def test_of_bulk_samples_no_line_speaks_of_cells():
+    lines = calibration_warnings(HEALTHY | {"spearman_depth": 0.3, "n_trimmed": 2})
+    said = [of_rows(line, "samples") for line in lines]
+    assert "compare only samples of similar depth" in said[0]
+    assert "filter shallow samples (preprocess.filter_cells)" in said[0]
+    assert said[1].startswith("2 calibration samples lie far")
+    assert [of_rows(line, "cells") for line in lines] == lines
 
 
 def test_the_smallest_group_that_can_be_flagged_is_the_one_the_warning_names():

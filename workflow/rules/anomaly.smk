@@ -59,6 +59,7 @@ rule detect_anomalies:
         settings=DETECTION,
         folds=SCORED_FOLDS,
         seed=config["seed"],
+        observations=config["observations"],
         code=code("detect_anomalies.py"),
     script:
         "../scripts/detect_anomalies.py"
@@ -88,6 +89,7 @@ if OTHER_SEEDS:
             settings=DETECTION,
             folds=[None],
             seed=lambda wildcards: seed_of(wildcards.fit),
+            observations=config["observations"],
             code=code("detect_anomalies.py"),
 
     rule measure_stability:
