@@ -26,6 +26,8 @@ SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 # Snakemake's storage plugin for each scheme of a URL.
 URL = re.compile(r"(\w+)://([^/?#]*)([^?#]*)")
 STORAGE = {"http": "http", "https": "http", "s3": "s3"}
+LARGEST_TEXT = 2**26  # bytes of a config or a table: a million samples
+MOST_SETTINGS = 100_000
 LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
 TYPES = {
     "integer": "a whole number",
@@ -39,10 +41,13 @@ TYPES = {
 
 
 class ConfigurationError(ValueError):
-    """Faults of config or sample table, one line each."""
+    """Faults of config or sample table, one line each; no character in it controls a terminal."""
 
     def __init__(self, faults: list[str]):
-        super().__init__("\n".join(faults))
+        lines = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in f) for f in faults]
+        super().__init__(
+            "\n".join(f if len(f) < 1000 else f"{f[:700]} ... {f[-200:]}" for f in lines)
+        )
 
 
 def nearest(word: str, known) -> str:
@@ -51,12 +56,73 @@ def nearest(word: str, known) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
+def read_config(path: str) -> dict:
+    """A config file as plain data. Raises ConfigurationError for what Snakemake would run as code.
+
+    Snakemake itself runs the expressions of a file in which __use_yte__ is true (YTE templates)
+    when it is given as --configfile, before any of this workflow is asked. So ``make run`` asks here
+    first.
+    """
+    try:
+        # As JSON is YAML, but for tabs.
+        config = yaml.safe_load(_read_text(path).expandtabs())
+    except RecursionError:
+        raise ConfigurationError([f"{path}: sections lie too deep in each other"]) from None
+    except (ValueError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise ConfigurationError([f"{path}: is not YAML ({what}); correct it there"]) from None
+    if not isinstance(config, dict):
+        raise ConfigurationError([f"{path}: must hold lines of the form key: value"])
+    if "__use_yte__" in config:
+        raise ConfigurationError(
+            [
+                f"{path}: __use_yte__ lets Snakemake run Python code that stands in this file; if "
+                "you trust it, say so by snakemake --configfile, else remove the line and read the "
+                "file before you use it"
+            ]
+        )
+    _check_size(config)
+    return config
+
+
+def _read_text(path: str) -> str:
+    """A config or a table. Raises ConfigurationError where it is none, or too large for one."""
+    mend = "save it as a text file (UTF-8)"
+    try:
+        file = Path(path)
+        if file.exists() and not file.is_file():
+            raise ConfigurationError([f"{path}: is a folder, a pipe or a device; {mend}"])
+        if file.stat().st_size > LARGEST_TEXT:
+            raise ConfigurationError([f"{path}: is larger than {LARGEST_TEXT} bytes; {mend}"])
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError([f"{path}: cannot be read ({error}); {mend}"]) from None
+
+
+def _check_size(config: dict) -> None:
+    """Raise ConfigurationError where aliases make a small file a tree without end."""
+    found, n = [config], 0
+    while found and n < MOST_SETTINGS:
+        item, n = found.pop(), n + 1
+        if isinstance(item, dict):
+            found.extend(item.values())
+        elif isinstance(item, list | tuple | set):
+            found.extend(item)
+    if found:
+        raise ConfigurationError(
+            [f"config: holds more than {MOST_SETTINGS} values; write it without YAML aliases"]
+        )
+
+
 def check_config(config: dict, schema_path: str) -> dict:
     """The config with its defaults filled in.
 
     Raises :class:`ConfigurationError` naming each unknown key (with the nearest known one), each
     value of a wrong type or out of range, and each pair of settings that contradict each other.
     """
+    _check_size(config)
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
     faults = []
     homes = _homes(schema)
@@ -261,17 +327,18 @@ def read_samples(
     if not table.exists():
         table = Path(bundled.get(path, path))
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        lines = _read_text(str(table)).splitlines()
     except FileNotFoundError:
         raise ConfigurationError(
             [f"config: samples: there is no file {path}; give the path of the sample table"]
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            [f"{path}: cannot be read as a text table ({error}); save it as UTF-8 TSV"]
-        ) from None
     numbered = enumerate(csv.reader(lines, delimiter="\t"), start=1)
-    rows = [(number, row) for number, row in numbered if any(cell.strip() for cell in row)]
+    try:
+        rows = [(number, row) for number, row in numbered if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ConfigurationError(
+            [f"{path}: cannot be read as a table ({error}); save it as UTF-8 TSV"]
+        ) from None
     header = [name.strip() for name in rows[0][1]] if rows else []
     faults = _check_header(path, header)
     if faults:

@@ -3,6 +3,7 @@
 Every function raises :class:`job.InputError`: where: what is wrong; what to do.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from scipy import sparse
 
 from job import InputError
 
+# Control characters, line ends, what turns the direction of writing, and halves of characters.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST_NAME = 1000
 LARGEST_COUNT = np.iinfo(np.int32).max
 
 # A cell of these names is a gene: the table has genes as rows.
@@ -57,6 +61,13 @@ def clean_names(names: pd.Index, what: str, path: Path) -> tuple[pd.Index, list[
             f"give every {what} a name"
         )
     names = pd.Index(names.astype(str).to_numpy(dtype=object), dtype=object)
+    for number, name in enumerate(names, start=1):
+        if len(name) > LONGEST_NAME or CONTROL.search(name):
+            raise InputError(
+                f"{path}: {what} number {number} is called {name[:40]!r}: a name may have "
+                f"{LONGEST_NAME} characters, and none that controls a terminal or is no text; "
+                "rename it"
+            )
     n_duplicates = int(names.duplicated().sum())
     if n_duplicates == 0:
         return names, []

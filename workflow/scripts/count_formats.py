@@ -4,7 +4,8 @@
 the matrix (cells x genes, not yet checked), obs (index: cell names) and var (index: gene names).
 Only the chosen matrix, obs and var of an AnnData file are touched. CSR and dense matrices in HDF5
 and zarr stay in the file and are read in blocks of cells; what is stored by genes (CSC) or as text
-(mtx, csv) is held in memory as sparse counts. Nothing is unpickled.
+(mtx, csv) is held in memory as sparse counts. Nothing is unpickled, and what a file declares is
+checked before it is read (``untrusted_files``).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +21,11 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from cell_ranger import read_10x_h5, read_10x_mtx
-from count_checks import as_counts, check_shape, clean_names, reading, warn_if_transposed
+from count_checks import CONTROL, as_counts, check_shape, clean_names, reading, warn_if_transposed
 from dense_formats import BLOCK_VALUES, read_loom, read_table
 from job import InputError
 from omics_vae.counts import BLOCK_ROWS, StoredMatrix
+from untrusted_files import Room, check_folder, open_hdf5, size_of
 
 FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
 FOLDERS = ("10x_mtx", "zarr")
@@ -105,18 +107,25 @@ def open_counts(
         raise InputError(f"{path}: a {format} file has one matrix; leave the column matrix empty")
     with reading(path):
         X, obs, var = _read(path, format, matrix, genome)
+        # Before anything is made in this shape.
+        check_shape(X.shape, len(obs), len(var), path)
         if sparse.issparse(X) and X.format != "csr":
             X.check_format(full_check=True) if X.format == "csc" else None
             X = X.tocsr()
     var = _known_columns(var)
-    check_shape(X.shape, len(obs), len(var), path)
     keep, dropped = _select_features(var, feature_type, genome, path)
     var = var[keep]
     cells, cell_warnings = clean_names(obs.index, "cell", path)
     genes, gene_warnings = clean_names(var.index, "gene", path)
-    var = var[[column for column in ("gene_id",) if column in var]].astype(str).set_axis(genes)
+    ids = {"gene_id": _clean(var["gene_id"])} if "gene_id" in var else {}
+    var = pd.DataFrame(ids, index=genes)
     warnings = cell_warnings + gene_warnings + warn_if_transposed(cells, path)
     return SampleFile(path, format, obs.set_axis(cells), var, dropped, warnings, X, keep)
+
+
+def _clean(ids: pd.Series) -> np.ndarray:
+    """Ids as text without control characters."""
+    return ids.astype(str).map(lambda text: CONTROL.sub("_", text)).to_numpy(dtype=object)
 
 
 def tell_format(path: Path) -> str:
@@ -145,6 +154,8 @@ def _check_format(path: Path, format: str) -> str:
         )
     if not path.exists():
         raise InputError(f"{path}: there is no such file; correct the path in the sample table")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is a pipe or a device; give a file")
     format = format or tell_format(path)
     if path.is_dir() != (format in FOLDERS):
         is_a, must_be = ("folder", "file") if path.is_dir() else ("file", "folder")
@@ -162,7 +173,7 @@ def _read(path: Path, format: str, matrix: str, genome: str):
         case "10x_mtx":
             return read_10x_mtx(path, genome)
         case "h5ad" | "zarr":
-            return _read_annotated(_open(path, format), path, matrix)
+            return _read_annotated(*_open(path, format), path, matrix)
         case "loom":
             return read_loom(path, matrix)
         case _:
@@ -216,19 +227,22 @@ def _known_columns(var: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _open(path: Path, format: str) -> h5py.File | zarr.Group:
+def _open(path: Path, format: str) -> tuple[h5py.File | zarr.Group, Room]:
     """The store, which stays open as long as something of it is in use."""
-    return zarr.open_group(path, mode="r") if format == "zarr" else h5py.File(path, "r")
+    if format == "zarr":
+        check_folder(path)
+        return zarr.open_group(path, mode="r"), Room(path, size_of(path))
+    return open_hdf5(path)
 
 
-def _read_annotated(store: h5py.File | zarr.Group, path: Path, matrix: str):
+def _read_annotated(store: h5py.File | zarr.Group, room: Room, path: Path, matrix: str):
     """Read the chosen matrix, obs and var of an AnnData file or store."""
     for part in ("obs", "var"):
-        if part not in store:
+        if not hasattr(store.get(part), "attrs"):
             raise InputError(
                 f"{path}: has no {part}, so it is not an AnnData file; set the column format"
             )
-    matrices = _matrices(store, path)
+    matrices = _matrices(store, room, path)
     name = matrix or "X"
     if name not in matrices:
         what = {"X": "no X", "raw": "no raw"}.get(name, f"no layer {name!r}")
@@ -238,36 +252,53 @@ def _read_annotated(store: h5py.File | zarr.Group, path: Path, matrix: str):
     return matrices[name]()
 
 
-def _matrices(store: h5py.File | zarr.Group, path: Path) -> dict[str, Callable]:
+def _matrices(store: h5py.File | zarr.Group, room: Room, path: Path) -> dict[str, Callable]:
     """For X, raw and every layer that is there, by its name, what reads it with its obs and var."""
     if "encoding-type" not in store["obs"].attrs:  # anndata before 0.7 wrote another layout
+        room.hold(store)
         old = anndata.read_h5ad(path)
         found = {"X": lambda: (old.X, old.obs, old.var)}
         if old.raw is not None:
             found["raw"] = lambda: (old.raw.X, old.obs, old.raw.var)
         return found
     # The layers last, but X and raw keep their meaning should a layer bear the name.
-    places = {name: (f"layers/{name}", "var") for name in sorted(store.get("layers", {}))}
+    places = {name: (f"layers/{name}", "var") for name in _layers(store)}
     places = {"X": ("X", "var"), "raw": ("raw/X", "raw/var")} | {
         name: place for name, place in places.items() if name not in ("X", "raw")
     }
     return {
         name: lambda at=at, var=var: (
-            _matrix(store[at]),
-            read_elem(store["obs"]),
-            read_elem(store[var]),
+            _matrix(store[at], room),
+            _table(store["obs"], room),
+            _table(store[var], room),
         )
         for name, (at, var) in places.items()
         if at in store and store[at].attrs.get("encoding-type") != "null"
     }
 
 
-def _matrix(stored):
+def _layers(store: h5py.File | zarr.Group) -> list[str]:
+    layers = store.get("layers", {})
+    return [] if hasattr(layers, "shape") else sorted(layers)
+
+
+def _table(stored, room: Room) -> pd.DataFrame:
+    room.hold(stored)
+    return read_elem(stored)
+
+
+def _matrix(stored, room: Room):
     """A matrix of the store: left there where blocks of cells can be read, else in memory."""
     encoding = stored.attrs.get("encoding-type")
     if encoding == "csr_matrix":
+        room.hold(stored["indptr"])
+        room.pass_through(stored["data"], stored["indices"])
         return StoredMatrix(stored, stored.attrs["shape"])
-    return stored if encoding == "array" and stored.ndim == 2 else read_elem(stored)
+    if encoding == "array" and stored.ndim == 2:
+        room.pass_through(stored)
+        return stored
+    room.hold(stored)
+    return read_elem(stored)
 
 
 def _row_blocks(X, path: Path) -> Iterator[tuple[slice, np.ndarray | sparse.csr_matrix]]:
@@ -296,7 +327,7 @@ def _whole_number_matrices(path: Path, format: str) -> str:
     names = []
     if format in ("h5ad", "zarr"):
         with reading(path):
-            for name, read in _matrices(_open(path, format), path).items():
+            for name, read in _matrices(*_open(path, format), path).items():
                 if all(_are_counts(block) for _, block in _row_blocks(read()[0], path)):
                     names.append(name)
     if not names:

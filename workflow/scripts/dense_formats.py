@@ -7,7 +7,7 @@ Each reader returns the matrix (cells x genes, not yet checked), obs (index: cel
 """
 
 import csv
-import gzip
+import io
 from pathlib import Path
 
 import h5py
@@ -17,6 +17,7 @@ from scipy import sparse
 
 from count_checks import check_shape
 from job import InputError
+from untrusted_files import Room, open_bytes, open_hdf5
 
 LOOM_CELLS = ("CellID", "obs_names")
 LOOM_GENES = ("Gene", "var_names")
@@ -37,36 +38,47 @@ class _ByGenes:
 
 def read_loom(path: Path, matrix: str):
     """Open a loom file (genes x cells) with h5py; its counts stay there."""
-    file = h5py.File(path, "r")
-    if not {"matrix", "row_attrs", "col_attrs"} <= set(file):
+    file, room = open_hdf5(path)
+    parts = {"matrix": h5py.Dataset, "row_attrs": h5py.Group, "col_attrs": h5py.Group}
+    if any(not isinstance(file.get(name), kind) for name, kind in parts.items()):
         raise InputError(f"{path}: is not a loom file; set the column format")
-    layers = sorted(file.get("layers", {}))
+    layers = file.get("layers")
+    layers = sorted(layers) if isinstance(layers, h5py.Group) else []
     if matrix not in ("", "X", *layers):
         raise InputError(
             f"{path}: has no layer {matrix!r}; set the column matrix to one of: "
             f"{', '.join(['X', *layers])}"
         )
     dataset = file["matrix"] if matrix in ("", "X") else file[f"layers/{matrix}"]
-    obs = _loom_names(file["col_attrs"], LOOM_CELLS, path)
-    var = _loom_names(file["row_attrs"], LOOM_GENES, path)
+    if dataset.ndim != 2:
+        raise InputError(f"{path}: {dataset.name} is no matrix; set the column matrix")
+    room.pass_through(dataset)
+    obs = _loom_names(file["col_attrs"], LOOM_CELLS, room)
+    var = _loom_names(file["row_attrs"], LOOM_GENES, room)
     return _ByGenes(dataset), obs, var
 
 
-def _loom_names(attributes: h5py.Group, names: tuple[str, ...], path: Path) -> pd.DataFrame:
+def _loom_names(attributes: h5py.Group, names: tuple[str, ...], room: Room) -> pd.DataFrame:
     """Attributes with one value a row (or column) as a table, indexed by the first of ``names``."""
+    room.hold(attributes)
     columns = {
         key: value.asstr()[:] if h5py.check_string_dtype(value.dtype) else value[:]
         for key, value in attributes.items()
-        if isinstance(value, h5py.Dataset) and value.ndim == 1
+        if isinstance(value, h5py.Dataset) and value.ndim == 1 and _is_plain(value.dtype)
     }
     name = next((name for name in names if name in columns), None)
     if name is None:
         raise InputError(
-            f"{path}: {attributes.name} has none of {', '.join(names)} (it has "
+            f"{room.path}: {attributes.name} has none of {', '.join(names)} (it has "
             f"{', '.join(columns) or 'nothing'}); add one with the names"
         )
     index = columns.pop(name)
     return pd.DataFrame(columns, index=index)
+
+
+def _is_plain(dtype: np.dtype) -> bool:
+    """Whether it is numbers, booleans or text, not records or references."""
+    return dtype.kind in "biufS" or h5py.check_string_dtype(dtype) is not None
 
 
 def read_table(path: Path, separator: str):
@@ -74,18 +86,25 @@ def read_table(path: Path, separator: str):
 
     R leaves out the header's field above the cell names; both forms are read.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file, delimiter=separator), [])
+    with open_bytes(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        header = next(csv.reader(text, delimiter=separator), [])
     if len(header) < 2:
         other = "tsv" if separator == "," else "csv"
         raise InputError(
             f"{path}: the header has no {'comma' if separator == ',' else 'tab'}, so no genes; is "
             f"the format {other}? set the column format"
         )
+    with open_bytes(path) as file:
+        blocks, cells, genes = _read_blocks(file, header, separator, path)
+    return sparse.vstack(blocks, format="csr"), pd.DataFrame(index=cells), pd.DataFrame(index=genes)
+
+
+def _read_blocks(file, header: list[str], separator: str, path: Path):
+    """Counts (some cells a block), cell names and gene names of a table with that header."""
     try:
         frames = pd.read_csv(
-            path,
+            file,
             sep=separator,
             header=None,
             skiprows=1,
@@ -104,7 +123,7 @@ def read_table(path: Path, separator: str):
         values = _numbers(frame.set_index(0).set_axis(genes, axis=1), path)
         blocks.append(sparse.csr_matrix(values))
         cells.extend(frame[0])
-    return sparse.vstack(blocks, format="csr"), pd.DataFrame(index=cells), pd.DataFrame(index=genes)
+    return blocks, cells, genes
 
 
 def _numbers(frame: pd.DataFrame, path: Path) -> np.ndarray:

@@ -4,15 +4,21 @@ Writes raw counts with unique names, and in obs what the sample table and the fi
 """
 
 from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from checksums import verified_checksum
+from count_checks import CONTROL, LONGEST_NAME
 from count_formats import SampleFile, open_counts
 from job import InputError, job, write_json
+from own_process import in_own_process
 from stored_counts import ROW, write_h5ad
+from untrusted_files import size_of
 
+LONGEST_TEXT = 10_000  # characters of a label that are kept
 ROLES = ("reference", "query")
 # Columns of the sample table that say where and how the counts lie, not what the cells are.
 FILE_COLUMNS = ("path", "format", "matrix", "genome", "sha256")
@@ -116,7 +122,9 @@ def _own_columns(
     """The file's own columns that do not clash with the table's, under names that are free."""
     own, warnings = {}, []
     for column in obs:
-        name = str(column).replace("/", "_")  # a slash would make a group of it in HDF5
+        # A slash would make a group of it in HDF5, and a dot alone be the group itself.
+        name = CONTROL.sub("_", str(column)).replace("/", "_")[:LONGEST_NAME]
+        name = "_" + name if name in ("", ".", "..") else name
         if name in table:
             continue
         taken = {*PIPELINE_COLUMNS, *table, *own, *(c for c in obs if c != column)}
@@ -136,13 +144,16 @@ def _constant(value: str, obs: pd.DataFrame) -> pd.Series:
 
 
 def as_text(column: pd.Series) -> pd.Series:
-    """Values as text, missing ones as ""; whole numbers without a decimal point (donor 1016)."""
+    """Values as text, missing ones as ""; whole numbers without a decimal point (donor 1016).
+
+    What would control a terminal or break a line becomes a space.
+    """
 
     def text(value) -> str:
         if isinstance(value, bytes):
-            return value.decode("utf-8", errors="replace")
+            value = value.decode("utf-8", errors="replace")
         is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
-        return str(int(value)) if is_whole else str(value)
+        return CONTROL.sub(" ", str(int(value)) if is_whole else str(value)[:LONGEST_TEXT])
 
     values = column.astype(object)
     return values.map(text).where(values.notna(), "").astype(object)
@@ -204,12 +215,17 @@ def describe_sample(file: SampleFile, row: dict[str, str]) -> tuple[pd.DataFrame
 def import_counts(path: str, row: dict[str, str], feature_type: str, output: str) -> dict:
     """Write one sample's raw counts to ``output``; returns the summary."""
     sha256 = verified_checksum(path, row)
+    work = partial(_import, path, row, feature_type, output)
+    return in_own_process(Path(path), size_of(Path(path)), work) | {"sha256": sha256}
+
+
+def _import(path: str, row: dict[str, str], feature_type: str, output: str) -> dict:
     asked = (row.get(name, "") for name in ("format", "matrix", "genome"))
     file = open_counts(path, *asked, feature_type)
     obs, has_role, summary = describe_sample(file, row)
     blocks = (block[has_role[rows]] for rows, block in file.blocks())
     write_h5ad(output, {"X": blocks}, {"obs": obs, "var": file.var})
-    return summary | {"sha256": sha256}
+    return summary
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from damaged_files import first_damaged
 
+LONGEST_LINE = 1500  # characters of a message; of longer ones the middle is left out
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -95,7 +96,8 @@ def job(snakemake) -> Iterator[logging.Logger]:
             yield log
             # In KiB on Linux, in bytes on macOS.
             unit = 1e6 if sys.platform == "darwin" else 1e3 / 1.024
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+            whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+            peak = max(resource.getrusage(who).ru_maxrss for who in whose) / unit
             log.info("done; peak memory %.0f MB", peak)
     finally:
         log.removeHandler(handler)
@@ -140,9 +142,19 @@ def _is_full(error: Exception) -> bool:
     return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
+def one_line(text: str) -> str:
+    """Text as a line: what a terminal would act on (escapes, other control characters) is spelt out.
+
+    Names from data stand in messages, and a message ends on a terminal.
+    """
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= LONGEST_LINE else f"{line[:800]} ... {line[-200:]}"
+
+
 def _stop(log: logging.Logger, message: str, code: int = 1) -> None:
     """One line to the log (the Snakefile prints it when the run ends) and the code of failure."""
-    log.error(" ".join(message.split()))
+    log.error(one_line(message))
     sys.exit(code)
 
 

@@ -1,0 +1,201 @@
+"""Gives malformed inputs to the readers, in workers with bounds, and says which broke one.
+
+    python tests/fuzzing.py 10000             inputs of every kind
+    python tests/fuzzing.py 10000 h5ad zarr   of some kinds
+    python tests/fuzzing.py --one h5ad 1234   one input, which is kept, in this process
+
+Each input may take 10 s and 2 GiB of address space. It is survived if it is read, or refused in one
+line that names it. All else is a fault: another exception, a crash, a hang.
+"""
+
+import argparse
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from multiprocessing import connection, get_context
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "workflow" / "scripts"
+if __name__ == "__main__":
+    sys.path.insert(0, str(SCRIPTS))
+
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import update_config
+
+import malformed
+from configuration import ConfigurationError, check_config, read_config, read_samples
+from import_counts import import_counts
+from job import InputError, one_line
+
+SECONDS, BYTES = 10, 2 * 2**30
+ROW = {"sample": "a", "role": "query"}
+
+
+def give(kind: str, path: Path) -> str:
+    """Read an input as the pipeline does: "read", "refused", or what is wrong about the refusal."""
+    try:
+        if kind == "config":
+            config = load_configfile(SCRIPTS.parents[1] / "config.yaml")
+            update_config(config, read_config(str(path)))
+            check_config(config, str(SCRIPTS.parent / "schemas/config.schema.yaml"))
+        elif kind == "sample_table":
+            Path("counts.h5ad").touch()
+            read_samples(str(path), set(), {})
+        else:
+            row = ROW | {"path": str(path), "format": kind}
+            import_counts(str(path), row, "Gene Expression", str(path.parent / "imported.h5ad"))
+        return "read"
+    except ConfigurationError as error:
+        names = ("config: ", f"{path}: ")
+        lines = str(error).split("\n")
+        return "refused" if all(_is_line(line, names) for line in lines) else f"says: {error}"
+    except InputError as error:
+        # Before the line reaches anybody, the job has made it one.
+        line = one_line(str(error))
+        return "refused" if _is_line(line, (str(path),)) else f"says: {line}"
+
+
+def _is_line(text: str, starts: tuple[str, ...]) -> bool:
+    return text.startswith(starts) and text.isprintable() and len(text) < 2000
+
+
+def judge(kind: str, number: int, seeds: Path, folder: Path) -> str:
+    """Make an input and give it to its reader."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = malformed.mutate(kind, number, seeds, folder)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        try:
+            return give(kind, path)
+        except BaseException:
+            return traceback.format_exc()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _work(kind: str, pipe, seeds: Path, folder: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.chdir(folder.parent)
+    while (number := pipe.recv()) is not None:
+        pipe.send(judge(kind, number, seeds, folder))
+
+
+class _Worker:
+    """A process that reads one input after another, until one of them kills it."""
+
+    def __init__(self, kind: str, seeds: Path, folder: Path):
+        # Forked, so that nothing is imported anew for each.
+        self.pipe, theirs = get_context("fork").Pipe()
+        arguments = (kind, theirs, seeds, folder)
+        self.process = get_context("fork").Process(target=_work, args=arguments)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, number: int) -> None:
+        self.number = number
+        self.pipe.send(number)
+
+    def answer(self) -> str | None:
+        """What came of the input; None where the worker did not survive it."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, ConnectionError):
+            return None
+
+    def end(self) -> int:
+        self.process.kill() if self.process.is_alive() and self.process.join(1) else None
+        self.process.join()
+        return self.process.exitcode
+
+
+def run(kind: str, numbers: Iterable[int], folder: Path, jobs: int) -> Iterator[tuple[int, str]]:
+    """What came of each input, in any order."""
+    seeds = folder / "seeds"
+    seeds.mkdir(parents=True, exist_ok=True)
+    _prepare(kind, seeds)
+    numbers = iter(numbers)
+    workers = {}
+
+    def start(place: int) -> None:
+        if (number := next(numbers, None)) is not None:
+            worker = workers.get(place) or _Worker(kind, seeds, folder / f"{kind}{place}")
+            worker.ask(number)
+            workers[place] = worker
+        elif place in workers:
+            workers[place].pipe.send(None)
+            workers.pop(place).process.join()
+
+    for place in range(jobs):
+        start(place)
+    while workers:
+        ready = connection.wait([worker.pipe for worker in workers.values()])
+        for place, worker in list(workers.items()):
+            if worker.pipe not in ready:
+                continue
+            answer = worker.answer()
+            if answer is None:
+                code = workers.pop(place).end()
+                died = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                answer = f"took more than {SECONDS} s" if code == -signal.SIGALRM else died
+            yield worker.number, answer
+            start(place)
+
+
+def _prepare(kind: str, seeds: Path) -> None:
+    """The good files, written by another process: zarr leaves threads behind, which no fork has."""
+    writer = get_context("spawn").Process(target=_write_seeds, args=(kind, seeds))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 0
+
+
+def _write_seeds(kind: str, seeds: Path) -> None:
+    warnings.simplefilter("ignore")
+    for name in malformed.SEEDS[kind]:
+        if not (seeds / name).exists():
+            malformed.write_seed(name, seeds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("count", type=int)
+    parser.add_argument("kinds", nargs="*")
+    parser.add_argument("--from", dest="first", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--one", metavar="KIND")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="anomics-fuzz-"))
+    if given.one:
+        _prepare(given.one, folder)
+        os.chdir(folder)
+        print(folder, judge(given.one, given.count, folder, folder / given.one), sep="\n")
+        return 0
+    n_faults = 0
+    for kind in given.kinds or malformed.SEEDS:
+        since, found = time.monotonic(), Counter()
+        for number, answer in run(
+            kind, range(given.first, given.first + given.count), folder, given.jobs
+        ):
+            is_survived = answer in ("read", "refused")
+            found[answer if is_survived else "faults"] += 1
+            if not is_survived:
+                print(f"{kind} {number}: {answer}", flush=True)
+        n_faults += found["faults"]
+        print(
+            f"{kind}: {found.total()} inputs: {found['refused']} refused, {found['read']} read, "
+            f"{found['faults']} faults, {time.monotonic() - since:.0f} s",
+            flush=True,
+        )
+    return min(n_faults, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
