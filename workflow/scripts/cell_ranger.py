@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import io, sparse
 
 from count_checks import check_shape, reading
+from dense_formats import Unread
 from job import InputError
 from omics_vae.counts import StoredMatrix
 
@@ -62,8 +63,11 @@ def _genome_group(file: h5py.File, path: Path, genome: str) -> tuple[h5py.Group,
     return file[genome], genome
 
 
-def read_10x_mtx(folder: Path, genome: str):
-    """Read a folder with ``matrix.mtx``, or with one such subfolder a genome (version 2)."""
+def read_10x_mtx(folder: Path, genome: str, head: bool = False):
+    """Read a folder with ``matrix.mtx``, or with one such subfolder a genome (version 2).
+
+    ``head``: of the matrix only its shape.
+    """
     if not _members(folder, "matrix.mtx"):
         subfolders = sorted(f for f in folder.iterdir() if _members(f, "matrix.mtx"))
         if not subfolders:
@@ -78,10 +82,13 @@ def read_10x_mtx(folder: Path, genome: str):
         var["feature_types"] = features[2].to_numpy()
     if genome:
         var["genome"] = genome
+    obs = pd.DataFrame(index=barcodes[0].to_numpy())
     matrix = _member(folder, "matrix.mtx")
     with reading(matrix):
+        if head:
+            return Unread(io.mminfo(matrix)[1::-1]), obs, var
         X = sparse.csr_matrix(io.mmread(matrix).T)
-    return X, pd.DataFrame(index=barcodes[0].to_numpy()), var
+    return X, obs, var
 
 
 def _choose_genome(path: Path, genomes: list[str], genome: str) -> str:
