@@ -117,14 +117,12 @@ def check_cells(heads: list[Head], config: dict, n_folds: int) -> tuple[list[str
     groups = pd.concat([head.cells for head in heads], ignore_index=True)
     cells = groups[[name for name in ("role", *COVARIATES) if name in groups]]
     cells = cells.loc[groups.index.repeat(groups["n"])]
-    at_least = MIN_CELLS
-    if config["observations"] == "samples":
-        at_least = MIN_ROWS
-        n_reference = int((cells["role"] == "reference").sum())
-        with collected(faults):
-            warnings += check_cohort(n_reference, len(cells) - n_reference)
+    is_bulk = config["observations"] == "samples"
     with collected(faults):
-        split = config["preprocess"]["split"]
+        if is_bulk:
+            n_reference = int((cells["role"] == "reference").sum())
+            warnings += check_cohort(n_reference, len(cells) - n_reference)
+        split, at_least = config["preprocess"]["split"], MIN_ROWS if is_bulk else MIN_CELLS
         warnings += check_before_filtering(cells, split, n_folds, at_least)
     return faults, warnings
 

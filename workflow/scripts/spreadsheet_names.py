@@ -27,7 +27,7 @@ MARC = "MARC{0} or MARCH{0}, now MTARC{0} or MARCHF{0}"  # 1-Mar and 2-Mar may b
 
 def spoilt_symbols(genes: pd.Index) -> dict[str, str]:
     """The names that are dates, each with the gene that it most likely was."""
-    named = [gene for gene in genes if _digits_and_dashes(gene)]
+    named = [gene for gene in genes if "-" in gene or gene[:1].isdigit()]
     numbers = [gene for gene in named if SERIAL.fullmatch(gene)]
     if len(numbers) > MOST_NUMBERS * len(genes):
         named = [gene for gene in named if not SERIAL.fullmatch(gene)]
@@ -46,10 +46,6 @@ def warn_of_dates(genes: pd.Index, path: str, most: int = 5) -> list[str]:
         f"{path}: {len(found)} gene names are dates, which a spreadsheet makes of symbols: {shown}"
         f"{more}; export the table anew without a spreadsheet, or restore the names"
     ]
-
-
-def _digits_and_dashes(gene: str) -> bool:
-    return gene[:1].isdigit() or "-" in gene
 
 
 def _month_and_day(gene: str) -> tuple[int, int] | None:

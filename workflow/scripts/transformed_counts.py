@@ -18,14 +18,15 @@ CLOSE = 1e-3  # relative; float32 logarithms lose some digits
 
 
 def what_was_done(X: sparse.csr_matrix) -> str:
-    """In words what some cells (rows of a matrix that holds fractions or negative values) show.
+    """In words what the cells (rows) that hold fractions show.
 
     A logarithm is found by its inverse: under the right one each cell's values are whole, or add up
     to the same total, or are whole multiples of the cell's smallest value (a count of one). Without
     a pattern in at least ten cells it is UNKNOWN.
     """
     X = sparse.csr_matrix(X)[:MOST_CELLS].astype(np.float64)
-    X = X[np.diff(X.indptr) > 1]
+    is_odd = sparse.csr_matrix((X.data % 1 != 0, X.indices, X.indptr), X.shape).sum(axis=1)
+    X = X[(np.asarray(is_odd).ravel() > 0) & (np.diff(X.indptr) > 1)]
     if X.shape[0] < MIN_CELLS:
         return UNKNOWN
     if (X.data < 0).any():
@@ -37,7 +38,7 @@ def what_was_done(X: sparse.csr_matrix) -> str:
             totals = np.asarray(y.sum(axis=1)).ravel()
         if not np.isfinite(totals).all() or (y.data > 1e9).any():
             continue
-        if _whole(y.data):
+        if logarithm and _whole(y.data):
             return f"{logarithm}the raw counts"
         total = float(np.median(totals))
         if np.ptp(totals) < CLOSE * total:
