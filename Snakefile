@@ -29,7 +29,7 @@ rule all:
 
 
 onstart:
-    check_requests()
+    check_before_work()
 
 
 onsuccess:

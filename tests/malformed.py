@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -316,10 +317,9 @@ def mutate_hdf5(path: Path, rng) -> None:
         name = pick(rng, places)
         item = file.get(name)
         change = pick(rng, (_attribute, _value, _value, _dataset, _dataset, _link))
-        try:
+        # What h5py does not write needs no reader.
+        with suppress(ValueError, TypeError, OSError, RuntimeError, KeyError, OverflowError):
             change(file, name, item, rng)
-        except (ValueError, TypeError, OSError, RuntimeError, KeyError, OverflowError):
-            pass  # what h5py does not write needs no reader
 
 
 def _odd_value(rng):
@@ -452,4 +452,4 @@ def _link(file, name, item, rng) -> None:
             for _ in range(int(pick(rng, (3, 300)))):
                 deep = deep.create_group("d")
             del file[name]
-            file[name] = file["d"] if "d" in file else deep
+            file[name] = file.get("d", deep)

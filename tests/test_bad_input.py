@@ -114,8 +114,8 @@ CASES: dict[str, tuple[Callable[[WorkflowCopy], None], str]] = {
     ),
     "fractions": (
         with_patient(log_transform),
-        r"data/patient\.h5ad: cell 'CELL130', gene 'GENE0' is \d\.\d+: not a whole number, this "
-        r"looks like normalised or log-transformed data \(\d+ such values\); give the raw counts",
+        r"data/patient\.h5ad: cell 'CELL130', gene 'GENE0' is \d\.\d+: not a whole number; this "
+        r"looks like log1p of the raw counts \(\d+ such values\); give the raw counts",
     ),
     "fractions, with the counts in a layer": (
         with_patient(log_transform_with_layer),

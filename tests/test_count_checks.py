@@ -86,7 +86,7 @@ def test_an_h5_file_that_is_not_from_cell_ranger(tmp_path):
     ("value", "message"),
     [
         (-2, r"gene 'LYZ' is -2(\.0)?, but a count cannot be negative \(1 such values\)"),
-        (0.25, r"gene 'LYZ' is 0\.25: not a whole number, .*normalised or log-transformed"),
+        (0.25, r"gene 'LYZ' is 0\.25: not a whole number; .*normalised or log-transformed"),
         (2**31, r"gene 'LYZ' is 2147483648(\.0)?, more than the largest possible count 2147483647"),
         (np.inf, r"gene 'LYZ' is inf"),
     ],

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import io, sparse
 
 from count_checks import check_shape, reading
+from dense_formats import Unread
 from job import InputError
 from omics_vae.counts import StoredMatrix
 from untrusted_files import UNPACKED, UNPACKED_ROOM, check_member, open_bytes, open_hdf5
@@ -73,8 +74,11 @@ def _genome_group(file: h5py.File, path: Path, genome: str) -> tuple[h5py.Group,
     return file[genome], genome
 
 
-def read_10x_mtx(folder: Path, genome: str):
-    """Read a folder with ``matrix.mtx``, or with one such subfolder a genome (version 2)."""
+def read_10x_mtx(folder: Path, genome: str, head: bool = False):
+    """Read a folder with ``matrix.mtx``, or with one such subfolder a genome (version 2).
+
+    ``head``: of the matrix only its shape.
+    """
     given = folder
     if not _members(folder, "matrix.mtx"):
         subfolders = sorted(f for f in folder.iterdir() if _members(f, "matrix.mtx"))
@@ -90,11 +94,14 @@ def read_10x_mtx(folder: Path, genome: str):
         var["feature_types"] = features[2].to_numpy()
     if genome:
         var["genome"] = genome
+    obs = pd.DataFrame(index=barcodes[0].to_numpy())
     matrix = _member(given, folder, "matrix.mtx")
     with reading(matrix):
-        _check_header(matrix, len(barcodes), len(features))
+        _check_header(matrix, len(obs), len(var))
+        if head:
+            return Unread((len(obs), len(var))), obs, var
         X = sparse.csr_matrix(_read_mtx(matrix).T)
-    return X, pd.DataFrame(index=barcodes[0].to_numpy()), var
+    return X, obs, var
 
 
 class _Stream:

@@ -4,6 +4,7 @@ The Snakefile imports this, so it needs nothing beyond what Snakemake itself bri
 can be told without opening a count file are told here, one line each.
 """
 
+import copy
 import csv
 import difflib
 import math
@@ -41,13 +42,51 @@ TYPES = {
 
 
 class ConfigurationError(ValueError):
-    """Faults of config or sample table, one line each; no character in it controls a terminal."""
+    """Faults of config or sample table, a line each; no character in it controls a terminal.
 
-    def __init__(self, faults: list[str]):
-        lines = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in f) for f in faults]
-        super().__init__(
-            "\n".join(f if len(f) < 1000 else f"{f[:700]} ... {f[-200:]}" for f in lines)
-        )
+    ``config`` and ``rows``: what is right, with defaults, so that the files can be looked at too.
+    """
+
+    def __init__(self, faults: list[str], config: dict | None = None, rows: list[dict] = ()):
+        self.faults = [_line(fault) for fault in faults]
+        super().__init__("\n".join(self.faults))
+        self.config, self.rows = config, list(rows)
+
+
+def _line(text: str) -> str:
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) < 1000 else f"{text[:700]} ... {text[-200:]}"
+
+
+def check_run(
+    config: dict, schema_path: str, made_here: set[str], bundled: dict[str, str]
+) -> tuple[dict, dict[str, dict[str, str]]]:
+    """The config with its defaults, and the sample table, as the functions below have them.
+
+    Raises :class:`ConfigurationError` with the faults of both.
+    """
+    faults: list[str] = []
+    samples, rows, table = None, [], config.get("samples")
+    try:
+        complete = check_config(config, schema_path)
+    except ConfigurationError as error:
+        faults, complete = error.faults, error.config
+    is_right = not faults
+    if isinstance(table, str) and table:
+        try:
+            samples = read_samples(table, made_here, bundled)
+            rows = list(samples.values())
+        except ConfigurationError as error:
+            faults, rows = faults + error.faults, error.rows
+    checks = [check_files, *([check_covariates, check_cross_fitting] if samples else [])]
+    for check in checks if is_right else []:
+        try:
+            check(complete, samples)
+        except ConfigurationError as error:
+            faults = faults + error.faults
+    if faults:
+        raise ConfigurationError(faults, complete, rows)
+    return complete, samples
 
 
 def nearest(word: str, known) -> str:
@@ -59,9 +98,8 @@ def nearest(word: str, known) -> str:
 def read_config(path: str) -> dict:
     """A config file as plain data. Raises ConfigurationError for what Snakemake would run as code.
 
-    Snakemake itself runs the expressions of a file in which __use_yte__ is true (YTE templates)
-    when it is given as --configfile, before any of this workflow is asked. So ``make run`` asks here
-    first.
+    Given as --configfile, a file with __use_yte__ is a template whose Python Snakemake runs before
+    any of this workflow is asked. So ``make run`` asks here first.
     """
     try:
         # As JSON is YAML, but for tabs.
@@ -124,11 +162,12 @@ def check_config(config: dict, schema_path: str) -> dict:
     """
     _check_size(config)
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
-    faults = []
+    faults, right = [], copy.deepcopy(config)
     homes = _homes(schema)
     for error in Draft202012Validator(schema).iter_errors(config):
         where = ".".join(str(part) for part in error.absolute_path)
         faults += _explain(where, error, homes)
+        _leave_out(right, list(error.absolute_path))
     faults += [
         f"config: {where}: must be a finite number, not {value}; null switches a limit off"
         for where, value in _values(config)
@@ -136,12 +175,20 @@ def check_config(config: dict, schema_path: str) -> dict:
     ]
     if faults:
         # A missing key is an error of jsonschema's for each key that is missing.
-        raise ConfigurationError(sorted(set(faults)))
+        raise ConfigurationError(sorted(set(faults)), _with_defaults(right, schema))
     complete = _with_defaults(config, schema)
     faults = _contradictions(complete)
     if faults:
-        raise ConfigurationError(faults)
+        raise ConfigurationError(faults, complete)
     return complete
+
+
+def _leave_out(config: dict, path: list) -> None:
+    """Remove the setting at fault, or the section or list that it is in."""
+    *sections, key = path if path and isinstance(path[-1], str) else path[:-1] or [None]
+    for section in sections:
+        config = config.get(section, {})
+    config.pop(key, None)
 
 
 def _homes(schema: dict, prefix: str = "") -> dict[str, list[str]]:
@@ -258,6 +305,13 @@ def _contradictions(config: dict) -> list[str]:
             "config: preprocess.split: validation and calibration leave less than 10 % of the "
             "reference to train on; lower one of them"
         )
+    select = config["preprocess"]["select_features"]
+    if train["n_latent"] > select["n_features"] and select["gene_list"] is None:
+        faults.append(
+            f"config: train.n_latent: {train['n_latent']} latent dimensions for "
+            f"{select['n_features']} genes (preprocess.select_features.n_features); lower it or "
+            "raise the other"
+        )
     size = config["library_size"]
     if (size["method"] == "column") != (size["column"] is not None):
         faults.append(
@@ -344,6 +398,7 @@ def read_samples(
     if faults:
         raise ConfigurationError(faults)
     samples: dict[str, dict[str, str]] = {}
+    right = []
     for number, cells in rows[1:]:
         where = f"{path}: row {number}"
         if len(cells) > len(header):
@@ -353,14 +408,15 @@ def read_samples(
             continue
         row = dict(zip(header, [cell.strip() for cell in cells], strict=False))
         row = {name: row.get(name, "") for name in header}
-        faults += _check_row(where, row, samples, made_here)
+        of_row = _check_row(where, row, samples, made_here)
+        faults, right = faults + of_row, right + ([] if of_row else [row])
         samples.setdefault(row["sample"], row)
     if not samples and not faults:
         faults.append(f"{path}: no sample in it; add a row for each sample")
     faults += _check_roles(path, samples)
     faults += _check_plugins(path, samples)
     if faults:
-        raise ConfigurationError(faults)
+        raise ConfigurationError(faults, rows=right)
     return samples
 
 
@@ -547,13 +603,20 @@ def files_inside(path: str) -> list[str]:
     return sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
 
 
-def check_files(config: dict) -> None:
+def check_files(config: dict, samples: dict | None = None) -> None:
     """Files that the config names besides the sample table. Raises ConfigurationError."""
     gene_list = config["preprocess"]["select_features"]["gene_list"]
-    if gene_list and not os.path.isfile(gene_list):
-        raise ConfigurationError(
-            [
-                f"config: preprocess.select_features.gene_list: there is no file {gene_list}; "
-                "correct the path or set null"
-            ]
-        )
+    if not gene_list:
+        return
+    fault = None
+    if not os.path.isfile(gene_list):
+        fault = f"there is no file {gene_list}; correct the path or set null"
+    else:
+        try:
+            text = Path(gene_list).read_text(encoding="utf-8-sig")
+            if not any(line.split("#", 1)[0].strip() for line in text.splitlines()):
+                fault = f"{gene_list} names no gene; write one a line, or set null"
+        except (OSError, UnicodeDecodeError) as error:
+            fault = f"{gene_list} cannot be read as text ({error}); save it as UTF-8, a gene a line"
+    if fault:
+        raise ConfigurationError([f"config: preprocess.select_features.gene_list: {fault}"])

@@ -21,11 +21,11 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from cell_ranger import read_10x_h5, read_10x_mtx
-from count_checks import CONTROL, as_counts, check_shape, clean_names, reading, warn_if_transposed
-from dense_formats import BLOCK_VALUES, read_loom, read_table
-from job import InputError
+from count_checks import CONTROL, as_counts, check_orientation, check_shape, clean_names, reading
+from dense_formats import BLOCK_VALUES, HEAD_ROWS, TRANSPOSED, Unread, read_loom, read_table
+from job import InputError, collected, raise_all
 from omics_vae.counts import BLOCK_ROWS, StoredMatrix
-from untrusted_files import Room, check_folder, open_hdf5, size_of
+from untrusted_files import Room, check_folder, check_there, open_hdf5, size_of
 
 FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
 FOLDERS = ("10x_mtx", "zarr")
@@ -39,7 +39,7 @@ SUFFIXES = {
     ".tab": "tsv",
     ".txt": "tsv",
 }
-SEPARATORS = {"csv": ",", "tsv": "\t"}
+TABLES = ("csv", "tsv")
 
 # The names under which files keep what Cell Ranger calls id, feature type and genome.
 VAR_COLUMNS = {
@@ -61,16 +61,23 @@ class SampleFile:
     warnings: list[str]
     _matrix: object = field(repr=False)  # (cells, all features); rows by a slice
     _keep: np.ndarray = field(repr=False)  # (all features,) bool
+    has_all_cells: bool = True  # False where only the head of a longer table was read
 
-    def blocks(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    def blocks(self, size: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """All cells in their order, some at a time: CSR int32 counts (cells, genes), checked.
 
-        Raises InputError in one line that names the file, and cell and gene where possible.
+        ``size``: of a block, in cells. Raises InputError in one line that names the file, and cell
+        and gene where possible.
         """
-        for rows, block in _row_blocks(self._matrix, self.path):
+        for rows, block in _row_blocks(self._matrix, self.path, size):
             block = block if self._keep.all() else block[:, self._keep]
             cells = self.obs.index[rows]
             yield rows, as_counts(block, cells, self.var.index, str(self.path), self._mend)
+
+    def check_first_cells(self) -> None:
+        """Raise InputError for what is wrong with the first cells, where they can be read alone."""
+        if not isinstance(self._matrix, Unread):
+            next(self.blocks(HEAD_ROWS), None)
 
     def _mend(self) -> str:
         return _whole_number_matrices(self.path, self.format)
@@ -86,6 +93,7 @@ def open_counts(
     matrix: str = "",
     genome: str = "",
     feature_type: str = "Gene Expression",
+    head: bool = False,
 ) -> SampleFile:
     """Open the raw counts of one sample and check all but the values.
 
@@ -95,18 +103,24 @@ def open_counts(
         As in the sample table; "" where it says nothing.
     feature_type
         Which features are kept where the file tells types.
+    head
+        Leave out what takes long: of counts by genes (CSC, mtx) only shape and names are read, of a
+        table only the first rows.
 
     Raises
     ------
     InputError
-        In one line that names the file.
+        In lines that name the file.
     """
     path = Path(path)
     format = _check_format(path, format)
-    if matrix and format not in WITH_MATRICES:
-        raise InputError(f"{path}: a {format} file has one matrix; leave the column matrix empty")
+    if matrix and format not in WITH_MATRICES and (format not in TABLES or matrix != TRANSPOSED):
+        unless = f" or, if its rows are genes, write {TRANSPOSED} there" * (format in TABLES)
+        raise InputError(
+            f"{path}: a {format} file has one matrix; leave the column matrix empty{unless}"
+        )
     with reading(path):
-        X, obs, var = _read(path, format, matrix, genome)
+        X, obs, var = _read(path, format, matrix, genome, head)
         # Before anything is made in this shape.
         check_shape(X.shape, len(obs), len(var), path)
         if sparse.issparse(X) and X.format != "csr":
@@ -115,12 +129,18 @@ def open_counts(
     var = _known_columns(var)
     keep, dropped = _select_features(var, feature_type, genome, path)
     var = var[keep]
-    cells, cell_warnings = clean_names(obs.index, "cell", path)
-    genes, gene_warnings = clean_names(var.index, "gene", path)
+    faults: list[str] = []
+    with collected(faults):
+        cells, cell_warnings = clean_names(obs.index, "cell", path)
+    with collected(faults):
+        genes, gene_warnings = clean_names(var.index, "gene", path)
+    raise_all(faults)
+    check_orientation(cells, genes, path, format)
     ids = {"gene_id": _clean(var["gene_id"])} if "gene_id" in var else {}
     var = pd.DataFrame(ids, index=genes)
-    warnings = cell_warnings + gene_warnings + warn_if_transposed(cells, path)
-    return SampleFile(path, format, obs.set_axis(cells), var, dropped, warnings, X, keep)
+    warnings = cell_warnings + gene_warnings
+    has_all = not (head and format in TABLES and len(cells) == HEAD_ROWS)
+    return SampleFile(path, format, obs.set_axis(cells), var, dropped, warnings, X, keep, has_all)
 
 
 def _clean(ids: pd.Series) -> np.ndarray:
@@ -152,10 +172,7 @@ def _check_format(path: Path, format: str) -> str:
             f"{path}: unknown format {format!r}; set the column format to one of: "
             f"{', '.join(FORMATS)}"
         )
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file; correct the path in the sample table")
-    if not (path.is_file() or path.is_dir()):
-        raise InputError(f"{path}: is a pipe or a device; give a file")
+    check_there(path)
     format = format or tell_format(path)
     if path.is_dir() != (format in FOLDERS):
         is_a, must_be = ("folder", "file") if path.is_dir() else ("file", "folder")
@@ -166,18 +183,18 @@ def _check_format(path: Path, format: str) -> str:
     return format
 
 
-def _read(path: Path, format: str, matrix: str, genome: str):
+def _read(path: Path, format: str, matrix: str, genome: str, head: bool):
     match format:
         case "10x_h5":
             return read_10x_h5(path, genome)
         case "10x_mtx":
-            return read_10x_mtx(path, genome)
+            return read_10x_mtx(path, genome, head)
         case "h5ad" | "zarr":
-            return _read_annotated(*_open(path, format), path, matrix)
+            return _read_annotated(*_open(path, format), path, matrix, head)
         case "loom":
             return read_loom(path, matrix)
         case _:
-            return read_table(path, SEPARATORS[format])
+            return read_table(path, format, matrix == TRANSPOSED, head)
 
 
 def _select_features(
@@ -235,14 +252,16 @@ def _open(path: Path, format: str) -> tuple[h5py.File | zarr.Group, Room]:
     return open_hdf5(path)
 
 
-def _read_annotated(store: h5py.File | zarr.Group, room: Room, path: Path, matrix: str):
+def _read_annotated(
+    store: h5py.File | zarr.Group, room: Room, path: Path, matrix: str, head: bool = False
+):
     """Read the chosen matrix, obs and var of an AnnData file or store."""
     for part in ("obs", "var"):
         if not hasattr(store.get(part), "attrs"):
             raise InputError(
                 f"{path}: has no {part}, so it is not an AnnData file; set the column format"
             )
-    matrices = _matrices(store, room, path)
+    matrices = _matrices(store, room, path, head)
     name = matrix or "X"
     if name not in matrices:
         what = {"X": "no X", "raw": "no raw"}.get(name, f"no layer {name!r}")
@@ -252,7 +271,9 @@ def _read_annotated(store: h5py.File | zarr.Group, room: Room, path: Path, matri
     return matrices[name]()
 
 
-def _matrices(store: h5py.File | zarr.Group, room: Room, path: Path) -> dict[str, Callable]:
+def _matrices(
+    store: h5py.File | zarr.Group, room: Room, path: Path, head: bool = False
+) -> dict[str, Callable]:
     """For X, raw and every layer that is there, by its name, what reads it with its obs and var."""
     if "encoding-type" not in store["obs"].attrs:  # anndata before 0.7 wrote another layout
         room.hold(store)
@@ -268,7 +289,7 @@ def _matrices(store: h5py.File | zarr.Group, room: Room, path: Path) -> dict[str
     }
     return {
         name: lambda at=at, var=var: (
-            _matrix(store[at], room),
+            _matrix(store[at], room, head),
             _table(store["obs"], room),
             _table(store[var], room),
         )
@@ -287,13 +308,15 @@ def _table(stored, room: Room) -> pd.DataFrame:
     return read_elem(stored)
 
 
-def _matrix(stored, room: Room):
+def _matrix(stored, room: Room, head: bool):
     """A matrix of the store: left there where blocks of cells can be read, else in memory."""
     encoding = stored.attrs.get("encoding-type")
     if encoding == "csr_matrix":
         room.hold(stored["indptr"])
         room.pass_through(stored["data"], stored["indices"])
         return StoredMatrix(stored, stored.attrs["shape"])
+    if encoding == "csc_matrix" and head:
+        return Unread(tuple(int(n) for n in stored.attrs["shape"]))
     if encoding == "array" and stored.ndim == 2:
         room.pass_through(stored)
         return stored
@@ -301,10 +324,13 @@ def _matrix(stored, room: Room):
     return read_elem(stored)
 
 
-def _row_blocks(X, path: Path) -> Iterator[tuple[slice, np.ndarray | sparse.csr_matrix]]:
+def _row_blocks(
+    X, path: Path, size: int | None = None
+) -> Iterator[tuple[slice, np.ndarray | sparse.csr_matrix]]:
     """The rows of a matrix in memory or in the store ``path``, some at a time."""
     is_dense = not (sparse.issparse(X) or isinstance(X, StoredMatrix))
-    size = max(1, BLOCK_VALUES // max(1, X.shape[1])) if is_dense else BLOCK_ROWS
+    most = max(1, BLOCK_VALUES // max(1, X.shape[1])) if is_dense else BLOCK_ROWS
+    size = min(size or most, most)
     for start in range(0, X.shape[0], size):
         rows = slice(start, min(start + size, X.shape[0]))
         with reading(path):

@@ -37,7 +37,29 @@ def _return_large_arrays() -> None:
 
 
 class InputError(ValueError):
-    """Something the user can mend. Its text is one line: where: what is wrong; what to do."""
+    """What the user can mend, a line each: where: what is wrong; what to do."""
+
+    def __init__(self, *lines: str):
+        super().__init__(*lines)
+        self.lines = [" ".join(line.split()) for line in lines]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+@contextmanager
+def collected(faults: list[str]) -> Iterator[None]:
+    """Add the lines of an InputError to ``faults`` and go on, so that all are told at once."""
+    try:
+        yield
+    except InputError as error:
+        faults += [line for line in error.lines if line not in faults]
+
+
+def raise_all(faults: list[str]) -> None:
+    """Raise one InputError with all ``faults``, if there are any."""
+    if faults:
+        raise InputError(*faults)
 
 
 class Terminated(BaseException):
@@ -78,7 +100,7 @@ def termination_postponed() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def job(snakemake) -> Iterator[logging.Logger]:
-    """Log to the rule's log file and end on an :class:`InputError` with one line, exit code 1.
+    """Log to the rule's log file and end on an :class:`InputError` with its lines, exit code 1.
 
     Anything else that goes wrong is a fault of ours, so it keeps its traceback, in the log and on
     stderr. A full disk and memory that ran out are the machine's, so they get one line too.
@@ -87,7 +109,7 @@ def job(snakemake) -> Iterator[logging.Logger]:
     path = Path(str(snakemake.log[0]))
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
-    handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
+    handler.setFormatter(_Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
     log = logging.getLogger("anomics")
     log.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -110,13 +132,13 @@ def _explained(snakemake, log: logging.Logger) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        _stop(log, str(error))
+        _stop(log, *error.lines)
     except Terminated as kept:
         _stop(
             log,
             f"rule {snakemake.rule}: ended by a signal (cancelled, preempted or out of time); "
             f"{kept}; the same command goes on from there",
-            EXIT_CODE,
+            code=EXIT_CODE,
         )
     except MemoryError:
         _stop(
@@ -143,18 +165,23 @@ def _is_full(error: Exception) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Text as a line: what a terminal would act on (escapes, other control characters) is spelt out.
-
-    Names from data stand in messages, and a message ends on a terminal.
-    """
+    """Text as a line, in which what a terminal would act on (escapes, as in names) is spelt out."""
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= LONGEST_LINE else f"{line[:800]} ... {line[-200:]}"
 
 
-def _stop(log: logging.Logger, message: str, code: int = 1) -> None:
-    """One line to the log (the Snakefile prints it when the run ends) and the code of failure."""
-    log.error(one_line(message))
+class _Formatter(logging.Formatter):
+    """Each record on one line, with its traceback below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return one_line(super().formatMessage(record))
+
+
+def _stop(log: logging.Logger, *lines: str, code: int = 1) -> None:
+    """Lines to the log (the Snakefile prints them when the run ends) and the code of failure."""
+    for line in lines:
+        log.error(line)
     sys.exit(code)
 
 

@@ -24,10 +24,6 @@ SECONDS, SECONDS_A_MEGABYTE = 4, 16
 PR_SET_PDEATHSIG = 1
 
 
-class _FromProcess(Exception):
-    """Where in the process its error was."""
-
-
 def in_own_process(path: Path, size: int, work: Callable[[], object]):
     """What ``work`` returns or raises; ``path``, of ``size`` bytes, is what it reads.
 
@@ -56,7 +52,8 @@ def in_own_process(path: Path, size: int, work: Callable[[], object]):
         )
     if isinstance(error, InputError):
         raise error
-    raise error from _FromProcess(trace)
+    error.add_note(trace)  # where it was
+    raise error
 
 
 def _answer(pipe, size: int, work: Callable[[], object]) -> None:

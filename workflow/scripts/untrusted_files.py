@@ -36,7 +36,7 @@ class Room:
         self._left = ROOM + IN_MEMORY * size
 
     def hold(self, *parts) -> None:
-        """Each of ``parts``, datasets or groups of HDF5 or zarr, is to be held in memory as a whole.
+        """All of ``parts``, datasets or groups of HDF5 or zarr, is to be held in memory.
 
         Raises InputError where they declare more than the file can stand for.
         """
@@ -48,7 +48,7 @@ class Room:
                 raise self._refusal(dataset)
 
     def pass_through(self, *parts) -> None:
-        """Each of ``parts`` is to be read in blocks. Raises InputError as :meth:`hold` does."""
+        """All of ``parts`` is to be read in blocks. Raises InputError as :meth:`hold` does."""
         for dataset in (found for part in parts for found in _datasets(part)):
             self._check_chunks(dataset)
             n = math.prod(dataset.shape or ())
@@ -138,6 +138,14 @@ def _leads_out(path: Path, where: str, what: str) -> InputError:
     )
 
 
+def check_there(path: Path) -> None:
+    """Raise InputError unless there is a file or a folder, and not a pipe without end."""
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file; correct the path in the sample table")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is a pipe or a device; give a file")
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all that lies in a folder; 0 where there is nothing."""
     if path.is_dir():
@@ -194,7 +202,7 @@ class _Unpacked(io.RawIOBase):
 
 
 def open_bytes(path: Path) -> io.BufferedIOBase:
-    """A file's bytes, unpacked where it is a gz; reading raises InputError where they do not end."""
+    """A file's bytes, unpacked where it is a gz; reading raises InputError if they do not end."""
     if path.suffix == ".gz":
         return io.BufferedReader(_Unpacked(path), 2**20)
     return path.open("rb")
