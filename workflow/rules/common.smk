@@ -283,7 +283,7 @@ def last_words(run, since):
 MEMORY_BASE, MEMORY_PER_MB = 2000, 6
 MINUTES_BASE, MINUTES_PER_MB = 30, 0.2
 STARTED = time.time()
-MOST_WARNINGS = 20
+MOST_WARNINGS = 10
 NOTHING = {"faults": [], "warnings": []}
 CHECK_FAILED = (
     "the check of the inputs failed, a fault of anomics, please report it; the run goes on"
