@@ -6,7 +6,9 @@ The cases stand in the test files; an ellipsis in a message stands for what diff
 """
 
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 
 def is_said(message: str, line: str) -> bool:
@@ -44,4 +46,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "workflow" / "scripts"))
     print(table(), end="")

@@ -13,6 +13,7 @@ from configuration import (
     check_covariates,
     check_cross_fitting,
     check_files,
+    check_run,
     files_inside,
     is_cross_fitted,
     read_samples,
@@ -143,6 +144,11 @@ CONFIG_FAULTS = {
         "preprocess: {split: {validation: 0.2, calibration: 0.75}}",
         "config: preprocess.split: validation and calibration leave less than 10 % of the "
         "reference to train on; lower one of them",
+    ),
+    "more latent dimensions than genes": (
+        "{train: {n_latent: 16}, preprocess: {select_features: {n_features: 12}}}",
+        "config: train.n_latent: 16 latent dimensions for 12 genes "
+        "(preprocess.select_features.n_features); lower it or raise the other",
     ),
     "a method without its column": (
         "library_size: {method: column}",
@@ -468,6 +474,24 @@ def test_the_gene_list_must_be_there(tmp_path):
     check_files(config)
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "names no gene; write one a line, or set null"),
+        (b"# genes\n\n  # of mine\n", "names no gene; write one a line, or set null"),
+        (b"PK\x03\x04\xff", "cannot be read as text ("),
+    ],
+)
+def test_a_gene_list_without_genes_is_said(content, fault, tmp_path):
+    (tmp_path / "genes.txt").write_bytes(content)
+    config = check_config({"run": "r", "samples": "s"}, SCHEMA)
+    config["preprocess"]["select_features"]["gene_list"] = str(tmp_path / "genes.txt")
+    with pytest.raises(ConfigurationError) as caught:
+        check_files(config)
+    start = f"config: preprocess.select_features.gene_list: {tmp_path / 'genes.txt'} "
+    assert str(caught.value).startswith(start + fault)
+
+
 # ---- the sample table
 
 
@@ -763,6 +787,40 @@ def test_other_seeds_do_not_go_with_cross_fitting(here):
         "cross-fitting, which further seeds do not repeat; set it to 1 or give the samples to be "
         "scored the role query"
     )
+
+
+# ---- config and table together
+
+
+def faults_of_run(text: str, table: str) -> ConfigurationError:
+    Path("t.tsv").write_text(table.replace(" ", "\t"))
+    config = {"run": "mine", "samples": "t.tsv"} | yaml.safe_load(text)
+    with pytest.raises(ConfigurationError) as caught:
+        check_run(config, SCHEMA, {EXAMPLE}, {})
+    return caught.value
+
+
+def test_faults_of_config_and_table_are_told_at_once(here):
+    error = faults_of_run("{sead: 1, train: {n_latent: 0}}", GOOD + "C c.h5ad query\n")
+    assert [line.split(":")[1] for line in error.faults] == [" sead", " train.n_latent", " row 4"]
+
+
+def test_what_is_right_is_left_to_look_at_the_files_by(here):
+    text = "{sead: 1, device: 5, train: {n_latent: 0, n_hidden: 3, covariates: [lane, 7]}}"
+    error = faults_of_run(text, GOOD + "C c.h5ad query\n")
+    assert [row["sample"] for row in error.rows] == ["A", "B"]
+    train = error.config["train"]
+    assert (train["n_latent"], train["n_hidden"], train["covariates"]) == (16, 3, [])
+    assert error.config["device"] == "auto" and error.config["run"] == "mine"
+    assert faults_of_run("{train: 5}", GOOD).config["train"]["n_hidden"] == 128
+
+
+def test_contradictions_and_faults_that_need_both_are_told_at_once(here):
+    text = "{train: {covariates: [batch]}, preprocess: {select_features: {gene_list: no.txt}}}"
+    error = faults_of_run(text, NEW_BATCH)
+    assert [line.split(": ")[1] for line in error.faults] == [
+        *("preprocess.select_features.gene_list", "train.covariates"),
+    ]
 
 
 # ---- covariates that the table alone can judge

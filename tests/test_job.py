@@ -26,7 +26,9 @@ from conftest import ROOT
 from job import (
     InputError,
     Terminated,
+    collected,
     job,
+    raise_all,
     termination_postponed,
     write_atomically,
     write_h5ad,
@@ -73,6 +75,18 @@ def test_an_input_error_is_one_line(given):
     log = stop_with(given, InputError("a.csv: is\n  torn;  mend it"))
     assert log.endswith(" ERROR a.csv: is torn; mend it\n")
     assert log.count("\n") == 1
+
+
+def test_an_input_error_of_several_faults_has_a_line_for_each(given):
+    faults: list[str] = []
+    for line in ("a: x; y", "b: x; y", "a: x; y"):
+        with collected(faults):
+            raise InputError(line)
+    with pytest.raises(InputError) as caught:
+        raise_all(faults)
+    log = stop_with(given, caught.value)
+    assert [line.split(" ERROR ")[1] for line in log.splitlines()] == ["a: x; y", "b: x; y"]
+    raise_all([])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from job import InputError
-from join_samples import JoinedCounts, cell_ids, join_samples
+from join_samples import JoinedCounts, cell_ids, join_samples, shared_genes
 from omics_vae.counts import Counts
 from stored_counts import CountFile, write_h5ad
 
@@ -105,6 +105,13 @@ def test_the_odd_sample_out_is_the_one_shown():
     samples = [make_sample(name, SYMBOLS) for name in ("s1", "s2")]
     with pytest.raises(InputError, match="s3 has ENSG"):
         join_samples([*samples, make_sample("s3", ensembl(40))])
+
+
+def test_of_very_many_samples_some_are_compared():
+    """All pairs of 1,000 samples would take hours."""
+    genes = [pd.Index([f"S{i}G{g}" for g in range(50)]) for i in range(1000)]
+    with pytest.raises(InputError, match="share only 0 genes"):
+        shared_genes([f"s{i}" for i in range(1000)], genes)
 
 
 def test_few_shared_genes_are_a_warning():

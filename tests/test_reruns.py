@@ -237,6 +237,8 @@ FILES = {
     f"{SCRIPTS}/checksums.py": "import_counts record_run",
     f"{SCRIPTS}/count_checks.py": "import_counts",
     f"{SCRIPTS}/count_formats.py": "import_counts",
+    f"{SCRIPTS}/spreadsheet_names.py": "import_counts",
+    f"{SCRIPTS}/transformed_counts.py": "import_counts",
     f"{SCRIPTS}/dense_formats.py": "import_counts",
     f"{SCRIPTS}/join_samples.py": "select_features",
     f"{SCRIPTS}/variable_genes.py": "select_features",
@@ -286,6 +288,7 @@ FILES = {
     "workflow/report/report.html": "write_report",
     # What no result depends on.
     f"{SCRIPTS}/configuration.py": "",
+    f"{SCRIPTS}/check_inputs.py": "",
     f"{SCRIPTS}/import_closure.py": "",
     f"{SCRIPTS}/why.py": "",
     f"{SCRIPTS}/slurm_limits.py": "",
