@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,8 @@ FOLDERS = ("10x_mtx", "zarr")
 KNOWN = (*REQUIRED, "format", "matrix", "genome", "sha256", "batch", "donor", "condition")
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 OBS_COLUMN = re.compile(r"obs:.+")
+# What would act on a terminal or break a line; Snakemake prints paths and settings as they are.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 # Snakemake's storage plugin for each scheme of a URL.
 URL = re.compile(r"(\w+)://([^/?#]*)([^?#]*)")
@@ -104,6 +107,8 @@ def read_config(path: str) -> dict:
     try:
         # As JSON is YAML, but for tabs.
         config = yaml.safe_load(_read_text(path).expandtabs())
+    except FileNotFoundError:
+        raise ConfigurationError([f"{path}: there is no such file; correct the path"]) from None
     except RecursionError:
         raise ConfigurationError([f"{path}: sections lie too deep in each other"]) from None
     except (ValueError, yaml.YAMLError) as error:
@@ -172,6 +177,11 @@ def check_config(config: dict, schema_path: str) -> dict:
         f"config: {where}: must be a finite number, not {value}; null switches a limit off"
         for where, value in _values(config)
         if isinstance(value, float) and not math.isfinite(value)
+    ]
+    faults += [
+        f"config: {where}: holds a control character; remove it"
+        for where, value in _values(config)
+        if isinstance(value, str) and CONTROL.search(value)
     ]
     if faults:
         # A missing key is an error of jsonschema's for each key that is missing.
@@ -443,6 +453,11 @@ def _check_header(path: str, header: list[str]) -> list[str]:
         for name in dict.fromkeys(header)
         if "/" in name
     ]
+    faults += [
+        f"{path}: column {name!r}: a name holds a control character; rename it"
+        for name in header
+        if CONTROL.search(name)
+    ]
     if "" in header:
         faults.append(f"{path}: a column has no name; name it or remove it")
     return faults
@@ -450,7 +465,11 @@ def _check_header(path: str, header: list[str]) -> list[str]:
 
 def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> list[str]:
     sample, file, role = row["sample"], row["path"], row["role"]
-    faults = []
+    faults = [
+        f"{where}: column {name}: holds a control character; remove it"
+        for name, value in row.items()
+        if CONTROL.search(value)
+    ]
     if not SAMPLE_NAME.fullmatch(sample):
         faults.append(
             f"{where}: sample {sample[:80]!r}: a name may hold letters, digits, _ . - and must "
@@ -473,6 +492,8 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
         faults += [f"{where}: sample {sample}: {fault}" for fault in _check_url(row, earlier)]
     elif file not in made_here and not os.path.exists(file):
         faults.append(f"{where}: sample {sample}: there is no file {file}; correct the path")
+    elif file not in made_here and not (os.path.isfile(file) or os.path.isdir(file)):
+        faults.append(f"{where}: sample {sample}: {file} is a pipe or a device; give a file")
     elif file not in made_here and not os.access(file, os.R_OK):
         faults.append(f"{where}: sample {sample}: {file} cannot be read; check its permissions")
     if role not in ("reference", "query") and not OBS_COLUMN.fullmatch(role):
@@ -609,14 +630,23 @@ def check_files(config: dict, samples: dict | None = None) -> None:
     if not gene_list:
         return
     fault = None
-    if not os.path.isfile(gene_list):
+    if "{" in gene_list or "}" in gene_list:
+        fault = f"{gene_list} holds a brace, which Snakemake cannot take; rename it"
+    elif not os.path.isfile(gene_list):
         fault = f"there is no file {gene_list}; correct the path or set null"
     else:
         try:
-            text = Path(gene_list).read_text(encoding="utf-8-sig")
+            text = _read_text(gene_list)
             if not any(line.split("#", 1)[0].strip() for line in text.splitlines()):
                 fault = f"{gene_list} names no gene; write one a line, or set null"
-        except (OSError, UnicodeDecodeError) as error:
-            fault = f"{gene_list} cannot be read as text ({error}); save it as UTF-8, a gene a line"
+        except ConfigurationError as error:
+            fault = str(error)
     if fault:
         raise ConfigurationError([f"config: preprocess.select_features.gene_list: {fault}"])
+
+
+if __name__ == "__main__":
+    try:
+        read_config(sys.argv[1])
+    except ConfigurationError as error:
+        sys.exit(str(error))

@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -198,11 +199,47 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
+# What a spreadsheet takes for a formula; with what :func:`write_tsv` puts before it.
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
 def write_tsv(table, path: str | Path) -> None:
-    """Write a DataFrame as a tab-separated table; numbers with 9 significant digits."""
+    """Write a DataFrame as a tab-separated table; numbers with 9 significant digits.
+
+    A text that a spreadsheet would run as a formula, as a gene called ``=cmd()``, gets an
+    apostrophe in front, which :func:`read_tsv` takes away again. Numbers stay as they are.
+    """
+    table = table.rename(columns=_quoted)
+    for name in _texts(table):
+        table[name] = table[name].astype(object).map(_quoted)
     write_atomically(
         path, lambda p: table.to_csv(p, sep="\t", index=False, float_format="%.9g", na_rep="NA")
     )
+
+
+def read_tsv(path: str | Path, **options):
+    """What :func:`write_tsv` wrote; ``options`` of pandas.read_csv."""
+    import pandas as pd  # the jobs that read none need not wait for it
+
+    table = pd.read_csv(path, sep="\t", **options).rename(columns=_unquoted)
+    for name in _texts(table):
+        table[name] = table[name].map(_unquoted)
+    return table
+
+
+def _texts(table) -> list[str]:
+    return list(table.select_dtypes(["object", "string", "category"]))
+
+
+def _quoted(value):
+    is_formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
+
+
+def _unquoted(value):
+    is_quoted = isinstance(value, str) and value.startswith("'") and FORMULA.match(value)
+    return value[1:] if is_quoted else value
 
 
 def write_parquet(table, path: str | Path) -> None:

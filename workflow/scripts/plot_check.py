@@ -15,7 +15,7 @@ from figure_style import (
     save_figure,
     style,
 )
-from job import job, read_json
+from job import job, read_json, read_tsv
 
 COLOURS = {"anomics": BLUE, "total count": GREY, "PCA error": ORANGE}
 PANELS = {
@@ -69,6 +69,6 @@ def draw(table: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame, str]
 
 if __name__ == "__main__":
     with job(snakemake) as log:
-        table = pd.read_csv(snakemake.input.table, sep="\t")
+        table = read_tsv(snakemake.input.table)
         save_figure(*draw(table, read_json(snakemake.input.summary)), snakemake.output)
         log.info("%d kinds of anomaly", len(table.drop_duplicates(["kind", "strength"])))

@@ -14,7 +14,7 @@ from figure_style import (
     save_figure,
     style,
 )
-from job import job, read_json
+from job import job, read_json, read_tsv
 
 
 def _mark(ax: Axes, x: pd.Series, y: pd.Series, curve: pd.DataFrame) -> None:
@@ -75,6 +75,6 @@ def draw(curve: pd.DataFrame, summary: dict) -> tuple[Figure, pd.DataFrame, str]
 
 if __name__ == "__main__":
     with job(snakemake) as log:
-        curve = pd.read_csv(snakemake.input.curve, sep="\t")
+        curve = read_tsv(snakemake.input.curve)
         save_figure(*draw(curve, read_json(snakemake.input.summary)), snakemake.output)
         log.info("%d betas", len(curve))
