@@ -224,11 +224,12 @@ def import_counts(path: str, row: dict[str, str], feature_type: str, output: str
     """Write one sample's raw counts to ``output``; returns the summary."""
     check_there(Path(path))
     sha256 = verified_checksum(path, row)
-    work = partial(_import, path, row, feature_type, output)
+    work = partial(write_counts, path, row, feature_type, output)
     return in_own_process(Path(path), size_of(Path(path)), work) | {"sha256": sha256}
 
 
-def _import(path: str, row: dict[str, str], feature_type: str, output: str) -> dict:
+def write_counts(path: str, row: dict[str, str], feature_type: str, output: str) -> dict:
+    """:func:`import_counts` in this process, for files that are known to be whole."""
     asked = (row.get(name, "") for name in ("format", "matrix", "genome"))
     file = open_counts(path, *asked, feature_type)
     obs, has_role, summary = describe_sample(file, row)

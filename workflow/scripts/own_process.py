@@ -13,14 +13,15 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
-from job import InputError
+from job import InputError, Terminated
 
 # Bytes beyond those of the job that any file may take, and for each byte of it. For what its
 # structure does not tell, as one long string that a million cells refer to.
-MEMORY, MEMORY_A_BYTE = 2**31, 100
+MEMORY, MEMORY_A_BYTE = 3 * 2**29, 100
 # Seconds of computing (not of waiting for a disk) for any file, and for each megabyte of it: ten
 # times what the slowest format takes, text that is packed 100 to 1.
 SECONDS, SECONDS_A_MEGABYTE = 4, 16
+SECONDS_TO_END = 10
 PR_SET_PDEATHSIG = 1
 
 
@@ -40,8 +41,12 @@ def in_own_process(path: Path, size: int, work: Callable[[], object]):
     except EOFError:
         process.join()
         raise _of_death(path, -process.exitcode) from None
+    except Terminated:
+        process.terminate()  # it clears away what it has half written
+        process.join(SECONDS_TO_END)
+        process.kill()
+        raise
     finally:
-        process.terminate()
         process.join()
     if error is None:
         return result
@@ -65,6 +70,8 @@ def _answer(pipe, size: int, work: Callable[[], object]) -> None:
         _limit(resource.RLIMIT_AS, taken + MEMORY + MEMORY_A_BYTE * size)
     try:
         answer = work(), None, ""
+    except Terminated:
+        os._exit(1)
     except Exception as error:
         answer = None, error, traceback.format_exc()
     try:
