@@ -21,12 +21,14 @@ def cases() -> Iterator[tuple[str, dict[str, str]]]:
     import test_bad_input
     import test_check_inputs
     import test_configuration
+    import test_untrusted_files
 
     kinds = {
         "The config": test_configuration.CONFIG_FAULTS,
         "The sample table": test_configuration.TABLE_FAULTS,
         "The samples' files, before the first job": test_check_inputs.FAULTS,
         "Warnings about the samples' files": test_check_inputs.WARNINGS,
+        "Files that are damaged or hostile": test_untrusted_files.CASES,
         "While the run goes on": test_bad_input.CASES,
     }
     for heading, registry in kinds.items():

@@ -240,6 +240,8 @@ FILES = {
     f"{SCRIPTS}/spreadsheet_names.py": "import_counts",
     f"{SCRIPTS}/transformed_counts.py": "import_counts",
     f"{SCRIPTS}/dense_formats.py": "import_counts",
+    f"{SCRIPTS}/own_process.py": "import_counts",
+    f"{SCRIPTS}/untrusted_files.py": "import_counts",
     f"{SCRIPTS}/join_samples.py": "select_features",
     f"{SCRIPTS}/variable_genes.py": "select_features",
     f"{SCRIPTS}/splits.py": "select_features",

@@ -94,6 +94,13 @@ def check_shape(shape: tuple[int, int], n_cells: int, n_genes: int, path: Path) 
             raise InputError(f"{path}: has no {what}s; check how the file was made")
 
 
+def check_numbers(X, where: str) -> None:
+    """Raise InputError unless it is a matrix of numbers."""
+    if not (sparse.issparse(X) or isinstance(X, np.ndarray)) or X.dtype.kind not in "biuf":
+        kind = getattr(X, "dtype", type(X).__name__)
+        raise InputError(f"{where}: the matrix holds {kind}, not numbers; give the raw counts")
+
+
 def as_counts(
     X,
     cells: pd.Index,
@@ -107,9 +114,7 @@ def as_counts(
     number between 0 and 2^31 - 1; else InputError names the first cell and gene that is not.
     ``mend_fractions`` says what to do about fractions; it is called only if there are any.
     """
-    if not (sparse.issparse(X) or isinstance(X, np.ndarray)) or X.dtype.kind not in "biuf":
-        kind = getattr(X, "dtype", type(X).__name__)
-        raise InputError(f"{where}: the matrix holds {kind}, not numbers; give the raw counts")
+    check_numbers(X, where)
     X = sparse.csr_matrix(X)
     _check_values(X, cells, genes, where, mend_fractions)
     if not X.has_canonical_format:

@@ -21,7 +21,15 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from cell_ranger import read_10x_h5, read_10x_mtx
-from count_checks import CONTROL, as_counts, check_orientation, check_shape, clean_names, reading
+from count_checks import (
+    CONTROL,
+    as_counts,
+    check_numbers,
+    check_orientation,
+    check_shape,
+    clean_names,
+    reading,
+)
 from dense_formats import BLOCK_VALUES, HEAD_ROWS, TRANSPOSED, Unread, read_loom, read_table
 from job import InputError, collected, raise_all
 from omics_vae.counts import BLOCK_ROWS, StoredMatrix
@@ -70,6 +78,7 @@ class SampleFile:
         and gene where possible.
         """
         for rows, block in _row_blocks(self._matrix, self.path, size):
+            check_numbers(block, str(self.path))
             block = block if self._keep.all() else block[:, self._keep]
             cells = self.obs.index[rows]
             yield rows, as_counts(block, cells, self.var.index, str(self.path), self._mend)
@@ -305,7 +314,10 @@ def _layers(store: h5py.File | zarr.Group) -> list[str]:
 
 def _table(stored, room: Room) -> pd.DataFrame:
     room.hold(stored)
-    return read_elem(stored)
+    table = read_elem(stored)
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(f"{room.path}: {stored.name} is not a table; write the file anew")
+    return table
 
 
 def _matrix(stored, room: Room, head: bool):
@@ -335,6 +347,8 @@ def _row_blocks(
         rows = slice(start, min(start + size, X.shape[0]))
         with reading(path):
             block = X[rows]
+            if block.dtype == np.float16:  # which scipy does not know
+                block = block.astype(np.float32)
             if sparse.issparse(block):
                 # Indices that point outside the matrix would crash the interpreter later on.
                 block.check_format(full_check=True)
