@@ -1,6 +1,8 @@
 """What a user may get wrong in the config and the sample table, and the line each fault gets."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from configuration import (
     check_run,
     files_inside,
     is_cross_fitted,
+    read_config,
     read_samples,
     storage_plugin,
 )
@@ -312,6 +315,10 @@ CONFIG_FAULTS = {
     "a covariate of both kinds": (
         "train: {covariates: [batch, age], continuous_covariates: [age]}",
         "config: train.covariates: age: stands under both kinds; remove one",
+    ),
+    "a control character in a setting": (
+        'preprocess: {select_features: {gene_list: "a\\e[31m.txt"}}',
+        "config: preprocess.select_features.gene_list: holds a control character; remove it",
     ),
 }
 
@@ -675,6 +682,31 @@ TABLE_FAULTS = {
         "t.tsv: no sample has the role reference; the pipeline learns from reference cells: give "
         "it to trusted normal samples, or to all samples to rank them against each other",
     ),
+    "a control character in a value": (
+        "sample path role note\nA a.h5ad reference x\nB b.h5ad query a\x1b[31m\n",
+        "t.tsv: row 3: column note: holds a control character; remove it",
+    ),
+    "a control character in a column's name": (
+        "sample path role no\x07te\nA a.h5ad reference x\nB b.h5ad query y\n",
+        "t.tsv: column 'no\\x07te': a name holds a control character; rename it",
+    ),
+    "a device for a file": (
+        "sample path role\nA a.h5ad reference\nB /dev/zero query\n",
+        "t.tsv: row 3: sample B: /dev/zero is a pipe or a device; give a file",
+    ),
+    "shell in a sample's name": (
+        "sample path role\nA a.h5ad reference\n$(touch_x) b.h5ad query\n",
+        f"t.tsv: row 3: sample '$(touch_x)': {NAME_RULE}",
+    ),
+    "a format of Python in a path": (
+        "sample path role\nA a.h5ad reference\nB {config.run} query\n",
+        "t.tsv: row 3: path {config.run} holds a brace, which Snakemake cannot take; rename it",
+    ),
+    "a URL of another kind": (
+        "sample path role\nA a.h5ad reference\nB file:///etc/passwd query\n",
+        "t.tsv: row 3: sample B: file:///etc/passwd: only https://, http:// and s3:// can be "
+        "fetched; give a local copy",
+    ),
 }
 
 
@@ -941,3 +973,76 @@ def test_betas_that_would_share_a_name_are_refused():
     """Fits are named by six digits of their beta; one would silently stand for both."""
     (line,) = faults_of_config("rate_distortion: {betas: [0.1, 0.10000001]}")
     assert line.startswith("config: rate_distortion.betas: ") and "; " in line
+
+
+# ---- a config from a stranger
+
+STRANGE = {
+    "a template with code": (
+        "__use_yte__: true\nrun: ?open('was_run', 'w') and 'x'\n",
+        "c.yaml: __use_yte__ lets Snakemake run Python code that stands in this file; if you trust "
+        "it, say so by snakemake --configfile, else remove the line and read the file before you "
+        "use it",
+    ),
+    "an object of Python": (
+        "run: !!python/object/apply:os.system ['touch was_run']\n",
+        "c.yaml: is not YAML (could not determine a constructor for the tag "
+        "'tag:yaml.org,2002:python/object/apply:os.system'",
+    ),
+    "a tree of aliases": (
+        "a0: &a0 [x, x]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+        "config: holds more than 100000 values; write it without YAML aliases",
+    ),
+    "an alias of itself": (
+        "train: &t {x: *t}\n",
+        "config: holds more than 100000 values; write it without YAML aliases",
+    ),
+    "sections without end": (
+        "a: " + "[" * 5000,
+        "c.yaml: sections lie too deep in each other",
+    ),
+    "a list": ("- run\n", "c.yaml: must hold lines of the form key: value"),
+    "nothing": ("", "c.yaml: must hold lines of the form key: value"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_strange_config_is_refused_and_not_run(name, here):
+    text, expected = STRANGE[name]
+    Path("c.yaml").write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        read_config("c.yaml")
+    assert str(caught.value).startswith(expected)
+    assert not Path("was_run").exists()
+
+
+def test_make_run_asks_before_snakemake_is_given_a_config(here):
+    """Which would run its code."""
+    Path("c.yaml").write_text(STRANGE["a template with code"][0])
+    script = Path(__file__).parents[1] / "workflow" / "scripts" / "configuration.py"
+    asked = subprocess.run([sys.executable, script, "c.yaml"], capture_output=True, text=True)
+    assert (asked.returncode, asked.stderr.strip()) == (1, STRANGE["a template with code"][1])
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    for target in ("run", "why"):
+        first = makefile.split(f"\n{target}: ")[1].splitlines()[1]
+        assert first == (
+            "\t@$(if $(CONFIG),$(BIN)/python workflow/scripts/configuration.py $(CONFIG))"
+        )
+
+
+def test_a_config_with_tabs_and_as_json_is_read(here):
+    Path("c.json").write_text('{\n\t"run": "a",\n\t"train": {"n_latent": 4}\n}\n')
+    assert read_config("c.json") == {"run": "a", "train": {"n_latent": 4}}
+
+
+def test_a_table_that_never_ends_is_not_read():
+    with pytest.raises(ConfigurationError, match="/dev/zero: is a folder, a pipe or a device"):
+        read_samples("/dev/zero", set(), {})
+
+
+def test_a_message_holds_nothing_that_a_terminal_acts_on(here):
+    (line,) = faults_of_config('"\\e[31mred": 1')
+    assert line == "config: \\x1b[31mred: unknown key"
+    (line,) = faults_of_config(f"? {'k' * 10**6}\n: 1")
+    assert len(line) < 1000

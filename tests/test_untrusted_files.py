@@ -91,7 +91,7 @@ def write_gz_without_end() -> Path:
     path = Path("a.csv.gz")
     with gzip.open(path, "wb", compresslevel=9) as file:
         file.write(b",".join([b"", *(b"g%d" % i for i in range(20_000))]) + b"\n")
-        for _ in range(180):
+        for _ in range(60):
             file.write((b"c" + b",0" * 20_000 + b"\n") * 10)
     return path
 
@@ -308,7 +308,7 @@ def test_text_of_zeros_that_packs_well_is_read():
     row = "\t".join(["0"] * 2990 + ["1"] + ["0"] * 9)
     rows = "".join(f"cell{i}\t{row}\n" for i in range(12_000))
     path.write_bytes(gzip.compress(("\t".join(["", *genes]) + "\n" + rows).encode(), 6))
-    assert len(rows) > 2**26 and len(rows) > 100 * path.stat().st_size
+    assert len(rows) > 2**24 and len(rows) > 100 * path.stat().st_size
     assert open_counts(path).read().sum() == 12_000
 
 

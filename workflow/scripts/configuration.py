@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +32,8 @@ SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 URL = re.compile(r"(\w+)://([^/?#]*)([^?#]*)")
 STORAGE = {"http": "http", "https": "http", "s3": "s3"}
 LARGEST_TEXT = 2**26  # bytes of a config or a table: a million samples
+MOST_COLUMNS, MOST_ROWS = 1000, 10_000  # of a sample table
+LONGEST_WORD = 100  # characters
 MOST_SETTINGS = 100_000
 LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
 TYPES = {
@@ -94,8 +97,14 @@ def check_run(
 
 def nearest(word: str, known) -> str:
     """A hint at the known word that was likely meant, or nothing."""
-    match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    match = _close(str(word), [str(k) for k in known], 0.5)
     return f"; did you mean {match[0]}?" if match else ""
+
+
+def _close(word: str, known, cutoff: float) -> list[str]:
+    """The known word most like it, if any; of a long one none, for that takes minutes."""
+    is_word = len(word) < LONGEST_WORD
+    return difflib.get_close_matches(word, known, n=1, cutoff=cutoff) if is_word else []
 
 
 def read_config(path: str) -> dict:
@@ -106,7 +115,8 @@ def read_config(path: str) -> dict:
     """
     try:
         # As JSON is YAML, but for tabs.
-        config = yaml.safe_load(_read_text(path).expandtabs())
+        text = _read_text(path, "text", "save it as UTF-8 YAML")
+        config = yaml.safe_load(text.expandtabs())
     except FileNotFoundError:
         raise ConfigurationError([f"{path}: there is no such file; correct the path"]) from None
     except RecursionError:
@@ -128,9 +138,11 @@ def read_config(path: str) -> dict:
     return config
 
 
-def _read_text(path: str) -> str:
-    """A config or a table. Raises ConfigurationError where it is none, or too large for one."""
-    mend = "save it as a text file (UTF-8)"
+def _read_text(path: str, what: str, mend: str) -> str:
+    """A text file. Raises ConfigurationError where it is none, or too large for what it should be.
+
+    A file that is not there is the FileNotFoundError of Python.
+    """
     try:
         file = Path(path)
         if file.exists() and not file.is_file():
@@ -141,7 +153,7 @@ def _read_text(path: str) -> str:
     except FileNotFoundError:
         raise
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError([f"{path}: cannot be read ({error}); {mend}"]) from None
+        raise ConfigurationError([f"{path}: cannot be read as {what} ({error}); {mend}"]) from None
 
 
 def _check_size(config: dict) -> None:
@@ -391,7 +403,7 @@ def read_samples(
     if not table.exists():
         table = Path(bundled.get(path, path))
     try:
-        lines = _read_text(str(table)).splitlines()
+        lines = _read_text(str(table), "a text table", "save it as UTF-8 TSV").splitlines()
     except FileNotFoundError:
         raise ConfigurationError(
             [f"config: samples: there is no file {path}; give the path of the sample table"]
@@ -404,6 +416,11 @@ def read_samples(
             [f"{path}: cannot be read as a table ({error}); save it as UTF-8 TSV"]
         ) from None
     header = [name.strip() for name in rows[0][1]] if rows else []
+    for n, most, what in ((len(header), MOST_COLUMNS, "columns"), (len(rows), MOST_ROWS, "rows")):
+        if n > most:
+            raise ConfigurationError(
+                [f"{path}: has {n} {what}, and a sample table at most {most}; is it the table?"]
+            )
     faults = _check_header(path, header)
     if faults:
         raise ConfigurationError(faults)
@@ -437,7 +454,7 @@ def _check_header(path: str, header: list[str]) -> list[str]:
         return [f"{path}: has one column, {header[0][:80]!r}; separate the columns by tabs"]
     faults, typos = [], {}
     for name in header:
-        typo = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.8)
+        typo = _close(name.lower(), KNOWN, 0.8)
         if name not in KNOWN and typo and typo[0] not in header:
             typos[typo[0]] = name
             faults.append(f"{path}: column {name}: did you mean {typo[0]}? rename it")
@@ -479,7 +496,7 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
         faults.append(f"{where}: sample {sample!r} would shadow the joined matrix; rename it")
     elif sample in earlier:
         faults.append(f"{where}: sample {sample} stands twice; names must differ")
-    elif sample.lower() in {name.lower() for name in earlier}:
+    elif any(sample.lower() == name.lower() for name in earlier):
         faults.append(
             f"{where}: sample {sample} differs only in case from another; rename one (some file "
             "systems cannot hold both)"
@@ -541,6 +558,7 @@ def _check_url(row: dict, earlier: dict) -> list[str]:
     return []
 
 
+@cache
 def _split_url(path: str) -> tuple[str, str, str]:
     """Scheme, host or bucket, and path of a URL; no scheme and host for a local path."""
     return URL.match(path).groups() if URL.match(path) else ("", "", path)
@@ -636,11 +654,11 @@ def check_files(config: dict, samples: dict | None = None) -> None:
         fault = f"there is no file {gene_list}; correct the path or set null"
     else:
         try:
-            text = _read_text(gene_list)
+            text = _read_text(gene_list, "text", "save it as UTF-8, a gene a line")
             if not any(line.split("#", 1)[0].strip() for line in text.splitlines()):
                 fault = f"{gene_list} names no gene; write one a line, or set null"
         except ConfigurationError as error:
-            fault = str(error)
+            fault = str(error).replace(f"{gene_list}: ", f"{gene_list} ", 1)
     if fault:
         raise ConfigurationError([f"config: preprocess.select_features.gene_list: {fault}"])
 

@@ -200,7 +200,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
 
 
 # What a spreadsheet takes for a formula; with what :func:`write_tsv` puts before it.
-FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+FORMULA = re.compile(r"'*[=+\-@\t\n\uff1d\uff0b\uff0d\uff20]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -233,8 +233,10 @@ def _texts(table) -> list[str]:
 
 
 def _quoted(value):
-    is_formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
-    return f"'{value}" if is_formula else value
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r", " ")  # which would end the row, for pandas does not quote it
+    return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
 
 
 def _unquoted(value):
