@@ -588,6 +588,26 @@ def test_filters_may_drop_the_cells_without_a_value(study):
     assert study.found()["faults"] == []
 
 
+@pytest.mark.parametrize("kind", ["covariates", "continuous_covariates"])
+def test_what_is_made_of_the_counts_is_not_judged(kind, study):
+    asking(**{kind: ["total_counts"]})(study)
+    assert study.found() == {"faults": [], "warnings": []}
+
+
+def test_whole_donors_are_not_judged_by_the_number_of_their_cells(study):
+    """Which donors calibrate hangs on the cells that are left."""
+    split_by([f"D{i}" for i in range(6)], calibration=0.05)(study)
+    assert study.found()["faults"] == []
+
+
+def test_a_cohort_may_be_small(study):
+    study.sections["observations"] = "samples"
+    study.healthy, study.patient = study.healthy[:12].copy(), study.patient[:2].copy()
+    found = study.found()
+    assert found["faults"] == []
+    assert found["warnings"][0].startswith("12 reference samples (and 2 query): below 30 the")
+
+
 def test_without_a_query_the_folds_are_judged(study):
     study.rows["patient"]["role"] = "reference"
     study.n_folds = 2

@@ -845,6 +845,10 @@ def test_what_is_right_is_left_to_look_at_the_files_by(here):
     assert (train["n_latent"], train["n_hidden"], train["covariates"]) == (16, 3, [])
     assert error.config["device"] == "auto" and error.config["run"] == "mine"
     assert faults_of_run("{train: 5}", GOOD).config["train"]["n_hidden"] == 128
+    text = "{sead: 1, preprocess: {select_features: {gene_list: no.txt}}}"
+    error = faults_of_run(text, GOOD)
+    assert len(error.faults) == 2
+    assert error.config["preprocess"]["select_features"]["gene_list"] is None
 
 
 def test_contradictions_and_faults_that_need_both_are_told_at_once(here):

@@ -379,7 +379,7 @@ def plans(finished, tmp_path_factory) -> dict:
         twin = finished.twin(folder / name)
         (twin.folder / "tests").mkdir()
         for file in ("README.md", "tests/test_splits.py", "genes.txt"):
-            (twin.folder / file).write_text("# GENE1\n")
+            (twin.folder / file).write_text("GENE1\n")
         (twin.folder / "same.tsv").write_bytes((twin.folder / "samples.tsv").read_bytes())
         planners.put(Planner(twin))
 

@@ -84,8 +84,12 @@ def check_run(
             rows = list(samples.values())
         except ConfigurationError as error:
             faults, rows = faults + error.faults, error.rows
-    checks = [check_files, *([check_covariates, check_cross_fitting] if samples else [])]
-    for check in checks if is_right else []:
+    try:
+        check_files(complete)
+    except ConfigurationError as error:
+        faults = faults + error.faults
+        complete["preprocess"]["select_features"]["gene_list"] = None
+    for check in (check_covariates, check_cross_fitting) if is_right and samples else ():
         try:
             check(complete, samples)
         except ConfigurationError as error:
@@ -642,7 +646,7 @@ def files_inside(path: str) -> list[str]:
     return sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
 
 
-def check_files(config: dict, samples: dict | None = None) -> None:
+def check_files(config: dict) -> None:
     """Files that the config names besides the sample table. Raises ConfigurationError."""
     gene_list = config["preprocess"]["select_features"]["gene_list"]
     if not gene_list:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,6 @@ VERSION = re.compile(r"\.\d+$")
 # Below this share of the smallest sample's genes the names do not match, or the samples are of
 # different assays; between the two shares a warning.
 MIN_SHARED, FEW_SHARED = 0.5, 0.8
-MOST_COMPARED = 50
 
 
 @dataclass(frozen=True)
@@ -150,15 +148,15 @@ def shared_genes(names: list[str], genes: list[pd.Index]) -> pd.Index:
 
 
 def _worst_pair(genes: list[pd.Index]) -> tuple[int, int]:
-    # Most samples have the same genes; of many different ones some are compared.
-    different = list({frozenset(index): i for i, index in enumerate(genes)}.items())[:MOST_COMPARED]
-    sets = {i: of_sample for of_sample, i in different}
-    return min(
-        combinations(sets, 2),
-        key=lambda pair: (
-            len(sets[pair[0]] & sets[pair[1]]) / min(len(sets[pair[0]]), len(sets[pair[1]]))
-        ),
-    )
+    """The sample least like the first, and the one least like that."""
+    one = _least_like(genes, 0)
+    return tuple(sorted((one, _least_like(genes, one))))
+
+
+def _least_like(genes: list[pd.Index], one: int) -> int:
+    own = set(genes[one])
+    others = [i for i in range(len(genes)) if i != one]
+    return min(others, key=lambda i: len(own.intersection(genes[i])) / min(len(own), len(genes[i])))
 
 
 def _examples(genes: pd.Index, other: pd.Index) -> str:
