@@ -230,7 +230,7 @@ def mutate_text(data: bytes, rng) -> bytes:
             case 5:
                 tokens[at:at] = tokens[at : at + 3]
             case 6:
-                tokens[at] = (tokens[at][:9999] + odd[:99]) * pick(rng, (2, 50, 999))
+                tokens[at] = (tokens[at][:999] + odd[:99]) * pick(rng, (2, 50, 999))
             case _:
                 i, j = sorted(rng.integers(len(tokens), size=2))
                 tokens[i], tokens[j] = tokens[j], tokens[i]

@@ -20,7 +20,7 @@ from job import InputError
 # Bytes that any file may take, however small it is, and how many more a byte of it may stand for:
 # in memory, in a matrix that is read in blocks, and in text that is unpacked.
 ROOM, IN_MEMORY, IN_BLOCKS = 2**28, 100, 1000
-UNPACKED_ROOM, UNPACKED = 2**24, 800
+UNPACKED_ROOM, UNPACKED = 2**24, 500
 # Each value of text is an object of its own in memory.
 TEXT = 64
 # A chunk's place takes at least so many bytes in the file; chunks that hold nothing are not there.
