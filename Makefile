@@ -2,12 +2,15 @@
 # make why    which of its jobs would run now, and why; with the same CONFIG
 # make reproduce RUN=results/my_run    runs it again elsewhere and compares every result
 # make test   all tests
+# make fuzz   malformed inputs for every reader, 10,000 each; INPUTS=500 KINDS="h5ad csv" for fewer
 # make test-cluster    the pipeline on a Slurm of its own (as root, Debian or Ubuntu)
 # make docs   the pages of docs/ that are made from the settings and the rules
 # make gallery    docs/gallery.md, from the embedded example
 # All create what they need in .venv at the first call and install nothing after that.
 
 CORES ?= 2
+INPUTS ?= 10000
+KINDS ?=
 PYTHON ?= python3
 CONFIG ?=
 RUN ?=
@@ -17,16 +20,19 @@ BIN := $(VENV)/bin
 # Numerical libraries take all cores by default; snakemake hands out the cores here.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help run why reproduce test test-cluster docs gallery check
+.PHONY: help run why reproduce test fuzz test-cluster docs gallery check
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -8
+	@sed -n 's/^# //p' Makefile | head -9
 
+# Given to Snakemake, a config may be a template with code to run; configuration.py refuses that.
 run: $(VENV)/run.done
+	@$(if $(CONFIG),$(BIN)/python workflow/scripts/configuration.py $(CONFIG))
 	@PATH="$(abspath $(BIN)):$$PATH" snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG))
 
 why: $(VENV)/run.done
+	@$(if $(CONFIG),$(BIN)/python workflow/scripts/configuration.py $(CONFIG))
 	@$(BIN)/python workflow/scripts/why.py $(if $(CONFIG),--configfile $(CONFIG))
 
 reproduce: $(VENV)/run.done
@@ -36,6 +42,10 @@ reproduce: $(VENV)/run.done
 # A file of tests stays on one core, since its tests share what they stand on.
 test: $(VENV)/test.done
 	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest -n $(CORES) --dist loadfile $(ARGS)
+
+fuzz: $(VENV)/test.done
+	@PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=workflow/scripts \
+		python tests/fuzzing.py $(INPUTS) $(KINDS) --jobs $(CORES)
 
 # Slurm's plugin lies apart: with Slurm installed and stopped, every snakemake would wait for it.
 test-cluster: $(VENV)/slurm/done

@@ -33,7 +33,7 @@ rule all:
 
 
 onstart:
-    check_requests()
+    check_before_work()
 
 
 onsuccess:

@@ -1,6 +1,8 @@
 """What a user may get wrong in the config and the sample table, and the line each fault gets."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from configuration import (
     check_covariates,
     check_cross_fitting,
     check_files,
+    check_run,
     files_inside,
     is_cross_fitted,
+    read_config,
     read_samples,
     storage_plugin,
 )
@@ -143,6 +147,11 @@ CONFIG_FAULTS = {
         "preprocess: {split: {validation: 0.2, calibration: 0.75}}",
         "config: preprocess.split: validation and calibration leave less than 10 % of the "
         "reference to train on; lower one of them",
+    ),
+    "more latent dimensions than genes": (
+        "{train: {n_latent: 16}, preprocess: {select_features: {n_features: 12}}}",
+        "config: train.n_latent: 16 latent dimensions for 12 genes "
+        "(preprocess.select_features.n_features); lower it or raise the other",
     ),
     "a method without its column": (
         "library_size: {method: column}",
@@ -307,6 +316,10 @@ CONFIG_FAULTS = {
         "train: {covariates: [batch, age], continuous_covariates: [age]}",
         "config: train.covariates: age: stands under both kinds; remove one",
     ),
+    "a control character in a setting": (
+        'preprocess: {select_features: {gene_list: "a\\e[31m.txt"}}',
+        "config: preprocess.select_features.gene_list: holds a control character; remove it",
+    ),
 }
 
 
@@ -466,6 +479,24 @@ def test_the_gene_list_must_be_there(tmp_path):
     )
     (tmp_path / "genes.txt").write_text("CD3E\n")
     check_files(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "names no gene; write one a line, or set null"),
+        (b"# genes\n\n  # of mine\n", "names no gene; write one a line, or set null"),
+        (b"PK\x03\x04\xff", "cannot be read as text ("),
+    ],
+)
+def test_a_gene_list_without_genes_is_said(content, fault, tmp_path):
+    (tmp_path / "genes.txt").write_bytes(content)
+    config = check_config({"run": "r", "samples": "s"}, SCHEMA)
+    config["preprocess"]["select_features"]["gene_list"] = str(tmp_path / "genes.txt")
+    with pytest.raises(ConfigurationError) as caught:
+        check_files(config)
+    start = f"config: preprocess.select_features.gene_list: {tmp_path / 'genes.txt'} "
+    assert str(caught.value).startswith(start + fault)
 
 
 # ---- the sample table
@@ -651,6 +682,31 @@ TABLE_FAULTS = {
         "t.tsv: no sample has the role reference; the pipeline learns from reference cells: give "
         "it to trusted normal samples, or to all samples to rank them against each other",
     ),
+    "a control character in a value": (
+        "sample path role note\nA a.h5ad reference x\nB b.h5ad query a\x1b[31m\n",
+        "t.tsv: row 3: column note: holds a control character; remove it",
+    ),
+    "a control character in a column's name": (
+        "sample path role no\x07te\nA a.h5ad reference x\nB b.h5ad query y\n",
+        "t.tsv: column 'no\\x07te': a name holds a control character; rename it",
+    ),
+    "a device for a file": (
+        "sample path role\nA a.h5ad reference\nB /dev/zero query\n",
+        "t.tsv: row 3: sample B: /dev/zero is a pipe or a device; give a file",
+    ),
+    "shell in a sample's name": (
+        "sample path role\nA a.h5ad reference\n$(touch_x) b.h5ad query\n",
+        f"t.tsv: row 3: sample '$(touch_x)': {NAME_RULE}",
+    ),
+    "a format of Python in a path": (
+        "sample path role\nA a.h5ad reference\nB {config.run} query\n",
+        "t.tsv: row 3: path {config.run} holds a brace, which Snakemake cannot take; rename it",
+    ),
+    "a URL of another kind": (
+        "sample path role\nA a.h5ad reference\nB file:///etc/passwd query\n",
+        "t.tsv: row 3: sample B: file:///etc/passwd: only https://, http:// and s3:// can be "
+        "fetched; give a local copy",
+    ),
 }
 
 
@@ -763,6 +819,44 @@ def test_other_seeds_do_not_go_with_cross_fitting(here):
         "cross-fitting, which further seeds do not repeat; set it to 1 or give the samples to be "
         "scored the role query"
     )
+
+
+# ---- config and table together
+
+
+def faults_of_run(text: str, table: str) -> ConfigurationError:
+    Path("t.tsv").write_text(table.replace(" ", "\t"))
+    config = {"run": "mine", "samples": "t.tsv"} | yaml.safe_load(text)
+    with pytest.raises(ConfigurationError) as caught:
+        check_run(config, SCHEMA, {EXAMPLE}, {})
+    return caught.value
+
+
+def test_faults_of_config_and_table_are_told_at_once(here):
+    error = faults_of_run("{sead: 1, train: {n_latent: 0}}", GOOD + "C c.h5ad query\n")
+    assert [line.split(":")[1] for line in error.faults] == [" sead", " train.n_latent", " row 4"]
+
+
+def test_what_is_right_is_left_to_look_at_the_files_by(here):
+    text = "{sead: 1, device: 5, train: {n_latent: 0, n_hidden: 3, covariates: [lane, 7]}}"
+    error = faults_of_run(text, GOOD + "C c.h5ad query\n")
+    assert [row["sample"] for row in error.rows] == ["A", "B"]
+    train = error.config["train"]
+    assert (train["n_latent"], train["n_hidden"], train["covariates"]) == (16, 3, [])
+    assert error.config["device"] == "auto" and error.config["run"] == "mine"
+    assert faults_of_run("{train: 5}", GOOD).config["train"]["n_hidden"] == 128
+    text = "{sead: 1, preprocess: {select_features: {gene_list: no.txt}}}"
+    error = faults_of_run(text, GOOD)
+    assert len(error.faults) == 2
+    assert error.config["preprocess"]["select_features"]["gene_list"] is None
+
+
+def test_contradictions_and_faults_that_need_both_are_told_at_once(here):
+    text = "{train: {covariates: [batch]}, preprocess: {select_features: {gene_list: no.txt}}}"
+    error = faults_of_run(text, NEW_BATCH)
+    assert [line.split(": ")[1] for line in error.faults] == [
+        *("preprocess.select_features.gene_list", "train.covariates"),
+    ]
 
 
 # ---- covariates that the table alone can judge
@@ -883,3 +977,76 @@ def test_betas_that_would_share_a_name_are_refused():
     """Fits are named by six digits of their beta; one would silently stand for both."""
     (line,) = faults_of_config("rate_distortion: {betas: [0.1, 0.10000001]}")
     assert line.startswith("config: rate_distortion.betas: ") and "; " in line
+
+
+# ---- a config from a stranger
+
+STRANGE = {
+    "a template with code": (
+        "__use_yte__: true\nrun: ?open('was_run', 'w') and 'x'\n",
+        "c.yaml: __use_yte__ lets Snakemake run Python code that stands in this file; if you trust "
+        "it, say so by snakemake --configfile, else remove the line and read the file before you "
+        "use it",
+    ),
+    "an object of Python": (
+        "run: !!python/object/apply:os.system ['touch was_run']\n",
+        "c.yaml: is not YAML (could not determine a constructor for the tag "
+        "'tag:yaml.org,2002:python/object/apply:os.system'",
+    ),
+    "a tree of aliases": (
+        "a0: &a0 [x, x]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+        "config: holds more than 100000 values; write it without YAML aliases",
+    ),
+    "an alias of itself": (
+        "train: &t {x: *t}\n",
+        "config: holds more than 100000 values; write it without YAML aliases",
+    ),
+    "sections without end": (
+        "a: " + "[" * 5000,
+        "c.yaml: sections lie too deep in each other",
+    ),
+    "a list": ("- run\n", "c.yaml: must hold lines of the form key: value"),
+    "nothing": ("", "c.yaml: must hold lines of the form key: value"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_strange_config_is_refused_and_not_run(name, here):
+    text, expected = STRANGE[name]
+    Path("c.yaml").write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        read_config("c.yaml")
+    assert str(caught.value).startswith(expected)
+    assert not Path("was_run").exists()
+
+
+def test_make_run_asks_before_snakemake_is_given_a_config(here):
+    """Which would run its code."""
+    Path("c.yaml").write_text(STRANGE["a template with code"][0])
+    script = Path(__file__).parents[1] / "workflow" / "scripts" / "configuration.py"
+    asked = subprocess.run([sys.executable, script, "c.yaml"], capture_output=True, text=True)
+    assert (asked.returncode, asked.stderr.strip()) == (1, STRANGE["a template with code"][1])
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    for target in ("run", "why"):
+        first = makefile.split(f"\n{target}: ")[1].splitlines()[1]
+        assert first == (
+            "\t@$(if $(CONFIG),$(BIN)/python workflow/scripts/configuration.py $(CONFIG))"
+        )
+
+
+def test_a_config_with_tabs_and_as_json_is_read(here):
+    Path("c.json").write_text('{\n\t"run": "a",\n\t"train": {"n_latent": 4}\n}\n')
+    assert read_config("c.json") == {"run": "a", "train": {"n_latent": 4}}
+
+
+def test_a_table_that_never_ends_is_not_read():
+    with pytest.raises(ConfigurationError, match="/dev/zero: is a folder, a pipe or a device"):
+        read_samples("/dev/zero", set(), {})
+
+
+def test_a_message_holds_nothing_that_a_terminal_acts_on(here):
+    (line,) = faults_of_config('"\\e[31mred": 1')
+    assert line == "config: \\x1b[31mred: unknown key"
+    (line,) = faults_of_config(f"? {'k' * 10**6}\n: 1")
+    assert len(line) < 1000

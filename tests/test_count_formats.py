@@ -1,5 +1,6 @@
 """The same counts, names and metadata come out of every format."""
 
+import gzip
 from pathlib import Path
 
 import anndata
@@ -261,6 +262,47 @@ def test_numbers_as_names_stay_as_written(tmp_path):
         file = open_counts(path)
         assert list(file.obs.index) == cells
         assert list(file.var.index) == ["0610007P14Rik", "007"]
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_tables_as_spreadsheets_save_them(name, tmp_path):
+    """With a byte order mark, semicolons and quotes."""
+    text = '\ufeff"";"CD3E";"MS4A1";"LYZ"\r\n"c;1";"1";"0";"2"\r\n"c2";"0";"3";"0"\r\n'
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    file = open_counts(path)
+    assert file.read().toarray().tolist() == [[1, 0, 2], [0, 3, 0]]
+    assert (list(file.obs.index), list(file.var.index)) == (["c;1", "c2"], ["CD3E", "MS4A1", "LYZ"])
+
+
+@pytest.mark.parametrize("corner", [("",), ()], ids=["with", "without"])
+def test_a_table_turned_is_the_table(corner, tmp_path):
+    """With and without the field above the names, which R leaves out."""
+    path = tmp_path / "a.tsv"
+    lines = ["\t".join([*corner, *CELLS])]
+    lines += ["\t".join([g, *map(str, row)]) for g, row in zip(GENES, COUNTS.T, strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    file = open_counts(path, matrix="transposed")
+    np.testing.assert_array_equal(file.read().toarray(), COUNTS)
+    head = open_counts(path, matrix="transposed", head=True)
+    for part in (file, head):
+        assert (list(part.obs.index), list(part.var.index)) == (CELLS, GENES)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_head_has_the_names_and_does_without_the_counts(name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    WRITERS[name](path)
+    form = "10x_h5" if name.endswith(".h5") else ""
+    monkeypatch.setattr("count_formats.HEAD_ROWS", 2)
+    monkeypatch.setattr("dense_formats.HEAD_ROWS", 2)
+    genome = "hg19" if "genome" in name else ""
+    head, file = (open_counts(path, form, "", genome, head=head) for head in (True, False))
+    assert head.var.index.equals(file.var.index)
+    n_cells = len(file.obs) if head.has_all_cells else 2
+    assert head.obs.index.equals(file.obs.index[:n_cells])
+    assert head.has_all_cells != ("table" in name or "from_r" in name)
+    head.check_first_cells()
 
 
 def test_duplicate_names_become_unique_and_are_counted(tmp_path):

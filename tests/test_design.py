@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from design import Design, make_design
+from design import Design, check_latent, make_design
 from job import InputError
 
 ASKED = {
@@ -233,6 +233,22 @@ def test_a_continuous_column_that_training_cells_do_not_vary_in():
         "train.continuous_covariates: age: all training cells have the value 5, so it says "
         "nothing; remove it"
     )
+
+
+def test_all_faults_are_told_at_once():
+    found = refused(
+        cells(sex="f"), covariates=["sex", "tissue"], continuous_covariates=["age"]
+    ).splitlines()
+    assert [line.split(": ")[1] for line in found] == ["sex", "tissue", "age"]
+
+
+@pytest.mark.parametrize(("n_latent", "is_right"), [(12, True), (13, False)])
+def test_the_latent_space_has_no_more_dimensions_than_genes(n_latent, is_right):
+    if is_right:
+        check_latent(n_latent, 12)
+        return
+    with pytest.raises(InputError, match=r"train\.n_latent: 13 latent dimensions for 12 genes; "):
+        check_latent(n_latent, 12)
 
 
 def test_every_message_is_one_line():

@@ -64,6 +64,31 @@ def test_the_table_wins_and_names_of_the_pipeline_get_a_suffix():
     assert len(warnings) == 1 and "write obs:donor" in warnings[0]
 
 
+def test_all_faults_of_a_sample_are_told_at_once():
+    with pytest.raises(InputError) as caught:
+        asked = row(role="obs:zzz", donor="obs:patent", batch="obs:plate", p_value="1")
+        describe_cells(OBS, asked, "a.h5ad")
+    said = [line.split(",")[0] for line in caught.value.lines]
+    assert said == [
+        "a.h5ad: obs has no column 'zzz'",
+        "a.h5ad: obs column 'plate'",
+        "a.h5ad: obs has no column 'patent'",
+        "sample table: column 'p_value' has a name that the pipeline uses; rename it",
+    ]
+
+
+def test_counts_that_float32_does_not_hold_are_said(tmp_path):
+    counts = sparse.csr_matrix([[2**24, 0], [0, 1]])
+    for largest, n_warnings in ((2**24, 0), (2**24 + 1, 1)):
+        counts.data[0] = largest
+        anndata.AnnData(counts, obs=OBS[:2]).write_h5ad(tmp_path / "a.h5ad")
+        summary = import_counts(
+            str(tmp_path / "a.h5ad"), row(), "Gene Expression", str(tmp_path / "b.h5ad")
+        )
+        said = [w for w in summary["warnings"] if f"the largest count is {largest:,}; the" in w]
+        assert len(said) == n_warnings
+
+
 def test_errors_name_the_column_and_the_mend():
     with pytest.raises(InputError, match=r"no column 'patent', .*donor; did you mean patient"):
         describe_cells(OBS, row(donor="obs:patent"), "a.h5ad")

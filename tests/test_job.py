@@ -26,7 +26,10 @@ from conftest import ROOT
 from job import (
     InputError,
     Terminated,
+    collected,
     job,
+    raise_all,
+    read_tsv,
     termination_postponed,
     write_atomically,
     write_h5ad,
@@ -73,6 +76,18 @@ def test_an_input_error_is_one_line(given):
     log = stop_with(given, InputError("a.csv: is\n  torn;  mend it"))
     assert log.endswith(" ERROR a.csv: is torn; mend it\n")
     assert log.count("\n") == 1
+
+
+def test_an_input_error_of_several_faults_has_a_line_for_each(given):
+    faults: list[str] = []
+    for line in ("a: x; y", "b: x; y", "a: x; y"):
+        with collected(faults):
+            raise InputError(line)
+    with pytest.raises(InputError) as caught:
+        raise_all(faults)
+    log = stop_with(given, caught.value)
+    assert [line.split(" ERROR ")[1] for line in log.splitlines()] == ["a: x; y", "b: x; y"]
+    raise_all([])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -444,3 +459,45 @@ def test_on_a_disk_that_fills_up_a_job_ends_with_one_line_and_leaves_nothing(
     assert log.read_text().count("\n") == 1
     assert list(path.parent.iterdir()) == []
     assert process.returncode == 1, errors
+
+
+# ---- names from data
+
+ODD = (
+    *("=cmd|'/c calc'!A0", "+SUM(1)", "-x", "@x", "\t=x", "\n=x", "＝x", "'=x", "''+x"),
+    *("", "'", "'x", "x=1", "a\tb", "a\nb", 'a"b', "NA", "nan", "-1", "+1.5e-3", "-", "1-2", " =x"),
+)
+
+
+def test_no_text_of_a_table_is_a_formula_and_all_come_back(tmp_path):
+    table = pd.DataFrame({"=gene": ODD, "x": -1.5, "label": pd.Categorical(ODD)})
+    write_tsv(table, tmp_path / "t.tsv")
+    plain = {"dtype": str, "keep_default_na": False}
+    written = pd.read_csv(tmp_path / "t.tsv", sep="\t", **plain)
+    texts = [*written.columns, *written["'=gene"], *written["label"]]
+    runs = re.compile(r"[=+@\t\r\n＝＋－＠]|-(?!\d)")
+    assert {text for text in texts if runs.match(text)} == {"+1.5e-3"}, "which is a number"
+    assert set(written["x"]) == {"-1.5"}
+    read = read_tsv(tmp_path / "t.tsv", **plain)
+    assert list(read) == ["=gene", "x", "label"]
+    assert tuple(read["=gene"]) == tuple(read["label"]) == ODD
+
+
+def test_numbers_and_missing_values_are_as_they_were(tmp_path):
+    table = pd.DataFrame({"a": [-1, 2], "b": [0.5, None], "c": ["-x", None], "d": [True, False]})
+    write_tsv(table, tmp_path / "t.tsv")
+    assert (tmp_path / "t.tsv").read_text() == "a\tb\tc\td\n-1\t0.5\t'-x\tTrue\n2\tNA\tNA\tFalse\n"
+    pd.testing.assert_frame_equal(read_tsv(tmp_path / "t.tsv"), table.replace({None: np.nan}))
+    assert list(table["c"]) == ["-x", None], "the table itself is as before"
+    write_tsv(pd.DataFrame({"a": ["x\r=y"]}), tmp_path / "t.tsv")
+    assert list(read_tsv(tmp_path / "t.tsv")["a"]) == ["x =y"]
+
+
+def test_a_log_holds_nothing_that_a_terminal_acts_on(given):
+    with job(given) as log:
+        log.warning("cell %s", "\x1b[31mred\x1b]0;title\x07\nERROR forged")
+    line = Path(given.log[0]).read_text().splitlines()[0]
+    assert line.endswith(r" WARNING cell \x1b[31mred\x1b]0;title\x07 ERROR forged")
+    said = stop_with(given, InputError("a: \x1b[31mred; mend it", "b: " + "N" * 10**6))
+    assert r" ERROR a: \x1b[31mred; mend it" in said
+    assert len(said) < 2000

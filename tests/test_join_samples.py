@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from job import InputError
-from join_samples import JoinedCounts, cell_ids, join_samples
+from join_samples import JoinedCounts, cell_ids, join_samples, shared_genes
 from omics_vae.counts import Counts
 from stored_counts import CountFile, write_h5ad
 
@@ -105,6 +105,15 @@ def test_the_odd_sample_out_is_the_one_shown():
     samples = [make_sample(name, SYMBOLS) for name in ("s1", "s2")]
     with pytest.raises(InputError, match="s3 has ENSG"):
         join_samples([*samples, make_sample("s3", ensembl(40))])
+
+
+@pytest.mark.parametrize("odd", [0, 1, 777, 999])
+def test_the_odd_one_of_a_thousand_is_found(odd):
+    """All pairs of 1,000 samples of 30,000 genes would take hours."""
+    genes = [pd.Index([*SYMBOLS, f"EXTRA{i}"]) for i in range(1000)]
+    genes[odd] = pd.Index([f"OTHER{g}" for g in range(40)])
+    with pytest.raises(InputError, match=f"s{odd} has OTHER0 OTHER1 OTHER2"):
+        shared_genes([f"s{i}" for i in range(1000)], genes)
 
 
 def test_few_shared_genes_are_a_warning():

@@ -242,7 +242,11 @@ FILES = {
     f"{SCRIPTS}/checksums.py": "import_counts record_run",
     f"{SCRIPTS}/count_checks.py": "import_counts",
     f"{SCRIPTS}/count_formats.py": "import_counts",
+    f"{SCRIPTS}/spreadsheet_names.py": "import_counts",
+    f"{SCRIPTS}/transformed_counts.py": "import_counts",
     f"{SCRIPTS}/dense_formats.py": "import_counts",
+    f"{SCRIPTS}/own_process.py": "import_counts",
+    f"{SCRIPTS}/untrusted_files.py": "import_counts",
     f"{SCRIPTS}/join_samples.py": "select_features",
     f"{SCRIPTS}/variable_genes.py": "select_features",
     f"{SCRIPTS}/splits.py": "select_features",
@@ -305,6 +309,7 @@ FILES = {
     },
     # What no result depends on.
     f"{SCRIPTS}/configuration.py": "",
+    f"{SCRIPTS}/check_inputs.py": "",
     f"{SCRIPTS}/import_closure.py": "",
     f"{SCRIPTS}/why.py": "",
     f"{SCRIPTS}/slurm_limits.py": "",
@@ -394,7 +399,7 @@ def plans(finished, tmp_path_factory) -> dict:
         twin = finished.twin(folder / name)
         (twin.folder / "tests").mkdir()
         for file in ("README.md", "tests/test_splits.py", "genes.txt"):
-            (twin.folder / file).write_text("# GENE1\n")
+            (twin.folder / file).write_text("GENE1\n")
         (twin.folder / "same.tsv").write_bytes((twin.folder / "samples.tsv").read_bytes())
         planners.put(Planner(twin))
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job import InputError
-from splits import fold_cells, split_cells
+from splits import check_before_filtering, fold_cells, split_cells
 
 SETTINGS = {"validation": 0.1, "calibration": 0.33, "by": "auto", "min_donors": 6}
 
@@ -152,14 +152,51 @@ def test_just_enough_cells_are_enough():
 
 
 def test_a_batch_or_donor_of_the_query_only_is_a_warning():
-    obs = make_obs(300, batch=["a"] * 300 + ["b"] * 50)
+    obs = make_obs(300, batch=["a"] * 301 + ["b"] * 49)
     warnings = split_cells(obs, SETTINGS, seed=0)[2]
     assert len(warnings) == 1
     assert warnings[0].startswith("batch b is in the query only")
+    obs = make_obs(300, batch=["a"] * 300 + ["b"] * 50)
+    (warning,) = split_cells(obs, SETTINGS, seed=0)[2]
+    assert warning.startswith("no batch holds both reference and query (query: b), so effects of")
     warnings = split_cells(with_donors([300]), SETTINGS, seed=0)[2]
     assert len(warnings) == 1
     assert "1 donor(s) of the query are not in the reference" in warnings[0]
     assert split_cells(with_donors([60] * 6), SETTINGS, seed=0)[2] == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(60, 260),
+    n_folds=st.sampled_from([0, 2, 5]),
+    validation=st.sampled_from([0.05, 0.1, 0.2]),
+    calibration=st.sampled_from([0.1, 0.33, 0.5]),
+    dropped=st.integers(0, 40),
+)
+def test_what_is_refused_before_filtering_is_refused_after_it(
+    n, n_folds, validation, calibration, dropped
+):
+    """And with no cell dropped both refuse the same."""
+    asked = SETTINGS | {"validation": validation, "calibration": calibration}
+
+    def refusal(step, *arguments) -> str:
+        try:
+            step(*arguments)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    before = make_obs(n, 0 if n_folds else 50)
+    early = refusal(check_before_filtering, before, asked, n_folds)
+    for cells in (before, before.iloc[dropped:]):
+        late = (
+            refusal(fold_cells, cells, asked, n_folds, 0)
+            if n_folds
+            else refusal(split_cells, cells, asked, 0)
+        )
+        assert not early or late
+        if cells is before:
+            assert late == early
 
 
 # ---- folds, where there is no query

@@ -1,9 +1,12 @@
 """What all rules share: the checked config, the sample table, paths, the hashes of a script's code."""
 
 import importlib.util
+import json
 import math
+import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from functools import cache
@@ -12,6 +15,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import strip_wildcard_constraints
+from snakemake.settings.types import DeploymentMethod
 
 
 def source(path):
@@ -170,47 +174,116 @@ def minutes(wildcards, input, attempt):
     return asked_for("runtime", MINUTES_BASE + MINUTES_PER_MB * input.size_mb, attempt)
 
 
-def check_requests():
-    """Stop before the first job where one asks for more than its Slurm partition has."""
-    if not partitions():
-        return
-    jobs = [(job.rule.name, dict(job.resources)) for job in workflow.dag.needrun_jobs()]
-    faults = slurm_limits.too_large(
-        [(rule, asked | {"threads": asked["_cores"]}) for rule, asked in jobs], partitions()
-    )
+def check_before_work():
+    """Stop before the first job with all that can be known to end one later."""
+    jobs = list(workflow.dag.needrun_jobs())
+    faults = [*faults_of_folder(), *faults_of_requests(jobs), *faults_of_inputs(jobs)]
     if faults:
         raise WorkflowError("\n".join(faults))
+
+
+def faults_of_requests(jobs):
+    """Jobs that ask for more than their Slurm partition has."""
+    if not partitions():
+        return []
+    asked = [(job.rule.name, dict(job.resources)) for job in jobs]
+    asked = [(rule, resources | {"threads": resources["_cores"]}) for rule, resources in asked]
+    return slurm_limits.too_large(asked, partitions())
+
+
+def faults_of_folder():
+    """A folder of results that cannot be written to."""
+    folder = next(path for path in (Path(RUN), *Path(RUN).parents) if path.exists())
+    if os.access(folder, os.W_OK | os.X_OK):
+        return []
+    return [f"{folder}: may not be written to; give yourself permission, or run in another folder"]
+
+
+def faults_of_inputs(jobs):
+    """What is wrong in the samples' files, if any is to be read; prints what to be warned of."""
+    due = [job for job in jobs if job.rule.name in ("import_counts", "select_features")]
+    planned = [job for job in workflow.dag.jobs if job.rule.name == "import_counts"]
+    if not due or not planned:
+        return []
+    # An example's file may be made again before it is read.
+    rows = [SAMPLES[job.wildcards.sample] for job in planned]
+    rows = [row for row in rows if row["path"] not in MADE_HERE]
+    found = look_into(
+        python_of(due[0]),
+        rows=rows,
+        config=config,
+        n_folds=len(FOLDS),
+        are_all=len(rows) == len(SAMPLES),
+        cores=workflow.cores or 1,
+    )
+    for warning in found["warnings"][:MOST_WARNINGS]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if (more := len(found["warnings"]) - MOST_WARNINGS) > 0:
+        print(f"warning: {more} more; the report will list them", file=sys.stderr)
+    return found["faults"]
+
+
+def look_into(python, **asked):
+    """What check_inputs.py finds in the samples' files; nothing where no file is here yet."""
+    if not any(os.path.exists(row["path"]) for row in asked["rows"]):
+        return NOTHING
+    code("check_inputs.py")  # brings the modules that it imports, where the workflow is remote
+    checking = subprocess.run(
+        [python, source("scripts/check_inputs.py")],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+    )
+    if checking.returncode:
+        print(checking.stderr, CHECK_FAILED, sep="\n", file=sys.stderr)
+        return NOTHING
+    return json.loads(checking.stdout)
+
+
+def python_of(job):
+    """The Python that runs the job: of its conda environment, or this one."""
+    if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
+        return str(Path(job.conda_env.address, "bin", "python"))
+    return sys.executable
 
 
 MEMORY_BASE, MEMORY_PER_MB = 2000, 6
 MINUTES_BASE, MINUTES_PER_MB = 30, 0.2
 STARTED = time.time()
+MOST_WARNINGS = 10
+NOTHING = {"faults": [], "warnings": []}
+CHECK_FAILED = (
+    "the check of the inputs failed, a fault of anomics, please report it; the run goes on"
+)
 CATEGORIES = ("Results", "Quality control", "Library size", "Model", "Anomalies")
 HAS_GPU = shutil.which("nvidia-smi") is not None
 import_closure = load_script("import_closure").import_closure
 configuration = load_script("configuration")
 slurm_limits = load_script("slurm_limits")
+EXAMPLE = "results/example_input/pbmc68k.h5ad"
+BULK_EXAMPLE = [f"results/example_input/bulk_{of}.tsv" for of in ("controls", "patients")]
+MADE_HERE = {EXAMPLE, *BULK_EXAMPLE}
 terminal = load_script("terminal")
 # A job on a cluster, and a workflow that has this one as a module, print as they please.
 if workflow.is_main_process and workflow.modifier.is_main_snakefile():
     terminal.follow_run(workflow.output_settings)
 try:
-    config = configuration.check_config(config, source("schemas/config.schema.yaml"))
-    EXAMPLE = "results/example_input/pbmc68k.h5ad"
-    BULK_EXAMPLE = [f"results/example_input/bulk_{of}.tsv" for of in ("controls", "patients")]
-    SAMPLES = configuration.read_samples(
-        config["samples"],
-        made_here={EXAMPLE, *BULK_EXAMPLE},
+    config, SAMPLES = configuration.check_run(
+        config,
+        source("schemas/config.schema.yaml"),
+        MADE_HERE,
         bundled={
             f"workflow/example/{name}.tsv": source(f"example/{name}.tsv")
             for name in ("samples", "bulk")
         },
     )
-    configuration.check_covariates(config, SAMPLES)
-    configuration.check_files(config)
-    configuration.check_cross_fitting(config, SAMPLES)
 except configuration.ConfigurationError as error:
-    raise WorkflowError(str(error)) from None
+    found = NOTHING
+    # With --sdm conda the packages are in an environment that is not there yet.
+    if error.config and importlib.util.find_spec("anndata"):
+        asked = {"rows": error.rows, "config": error.config, "n_folds": 0, "are_all": False}
+        found = look_into(sys.executable, **asked)
+    raise WorkflowError("\n".join([*error.faults, *found["faults"]])) from None
 
 # The file of each sample, by its name.
 SOURCES = {sample: fetched(row["path"]) for sample, row in SAMPLES.items()}

@@ -121,6 +121,19 @@ def median_of_ratios(samples: list[Sample]) -> list[np.ndarray]:
     return [factor * scale for factor in factors]
 
 
+def column_of(obs: pd.DataFrame, column: str, sample: str) -> pd.Series:
+    """The column of library sizes, under the name that importing may have given it."""
+    renamed = f"{column}_input"
+    found = renamed if renamed in obs else column
+    if found not in obs:
+        raise InputError(
+            f"sample {sample}: library_size.column is {column}, but its cells have no such column "
+            f"(they have {', '.join(map(str, obs.columns))}); correct it or set "
+            "library_size.method: total"
+        )
+    return obs[found]
+
+
 def from_column(sample: Sample, column: str) -> np.ndarray:
     """The obs column of the user's file, as it stands there.
 
@@ -131,15 +144,7 @@ def from_column(sample: Sample, column: str) -> np.ndarray:
     ------
     InputError: no such column; a value that is no number, not finite or not positive.
     """
-    renamed = f"{column}_input"
-    found = renamed if renamed in sample.obs else column
-    if found not in sample.obs:
-        raise InputError(
-            f"sample {sample.name}: library_size.column is {column}, but its cells have no such "
-            f"column (they have {', '.join(map(str, sample.obs.columns))}); correct it or set "
-            "library_size.method: total"
-        )
-    values = sample.obs[found]
+    values = column_of(sample.obs, column, sample.name)
     sizes = pd.to_numeric(values.astype(object), errors="coerce").to_numpy(dtype=float)
     bad = np.flatnonzero(~(np.isfinite(sizes) & (sizes > 0)))
     if bad.size:

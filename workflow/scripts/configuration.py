@@ -4,12 +4,15 @@ The Snakefile imports this, so it needs nothing beyond what Snakemake itself bri
 can be told without opening a count file are told here, one line each.
 """
 
+import copy
 import csv
 import difflib
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,10 +25,16 @@ FOLDERS = ("10x_mtx", "zarr")
 KNOWN = (*REQUIRED, "format", "matrix", "genome", "sha256", "batch", "donor", "condition")
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 OBS_COLUMN = re.compile(r"obs:.+")
+# What would act on a terminal or break a line; Snakemake prints paths and settings as they are.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 # Snakemake's storage plugin for each scheme of a URL.
 URL = re.compile(r"(\w+)://([^/?#]*)([^?#]*)")
 STORAGE = {"http": "http", "https": "http", "s3": "s3"}
+LARGEST_TEXT = 2**26  # bytes of a config or a table: a million samples
+MOST_COLUMNS, MOST_ROWS = 1000, 10_000  # of a sample table
+LONGEST_WORD = 100  # characters
+MOST_SETTINGS = 100_000
 LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
 TYPES = {
     "integer": "a whole number",
@@ -39,16 +48,131 @@ TYPES = {
 
 
 class ConfigurationError(ValueError):
-    """Faults of config or sample table, one line each."""
+    """Faults of config or sample table, a line each; no character in it controls a terminal.
 
-    def __init__(self, faults: list[str]):
-        super().__init__("\n".join(faults))
+    ``config`` and ``rows``: what is right, with defaults, so that the files can be looked at too.
+    """
+
+    def __init__(self, faults: list[str], config: dict | None = None, rows: list[dict] = ()):
+        self.faults = [_line(fault) for fault in faults]
+        super().__init__("\n".join(self.faults))
+        self.config, self.rows = config, list(rows)
+
+
+def _line(text: str) -> str:
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) < 1000 else f"{text[:700]} ... {text[-200:]}"
+
+
+def check_run(
+    config: dict, schema_path: str, made_here: set[str], bundled: dict[str, str]
+) -> tuple[dict, dict[str, dict[str, str]]]:
+    """The config with its defaults, and the sample table, as the functions below have them.
+
+    Raises :class:`ConfigurationError` with the faults of both.
+    """
+    faults: list[str] = []
+    samples, rows, table = None, [], config.get("samples")
+    try:
+        complete = check_config(config, schema_path)
+    except ConfigurationError as error:
+        faults, complete = error.faults, error.config
+    is_right = not faults
+    if isinstance(table, str) and table:
+        try:
+            samples = read_samples(table, made_here, bundled)
+            rows = list(samples.values())
+        except ConfigurationError as error:
+            faults, rows = faults + error.faults, error.rows
+    try:
+        check_files(complete)
+    except ConfigurationError as error:
+        faults = faults + error.faults
+        complete["preprocess"]["select_features"]["gene_list"] = None
+    for check in (check_covariates, check_cross_fitting) if is_right and samples else ():
+        try:
+            check(complete, samples)
+        except ConfigurationError as error:
+            faults = faults + error.faults
+    if faults:
+        raise ConfigurationError(faults, complete, rows)
+    return complete, samples
 
 
 def nearest(word: str, known) -> str:
     """A hint at the known word that was likely meant, or nothing."""
-    match = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    match = _close(str(word), [str(k) for k in known], 0.5)
     return f"; did you mean {match[0]}?" if match else ""
+
+
+def _close(word: str, known, cutoff: float) -> list[str]:
+    """The known word most like it, if any; of a long one none, for that takes minutes."""
+    is_word = len(word) < LONGEST_WORD
+    return difflib.get_close_matches(word, known, n=1, cutoff=cutoff) if is_word else []
+
+
+def read_config(path: str) -> dict:
+    """A config file as plain data. Raises ConfigurationError for what Snakemake would run as code.
+
+    Given as --configfile, a file with __use_yte__ is a template whose Python Snakemake runs before
+    any of this workflow is asked. So ``make run`` asks here first.
+    """
+    try:
+        # As JSON is YAML, but for tabs.
+        text = _read_text(path, "text", "save it as UTF-8 YAML")
+        config = yaml.safe_load(text.expandtabs())
+    except FileNotFoundError:
+        raise ConfigurationError([f"{path}: there is no such file; correct the path"]) from None
+    except RecursionError:
+        raise ConfigurationError([f"{path}: sections lie too deep in each other"]) from None
+    except (ValueError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise ConfigurationError([f"{path}: is not YAML ({what}); correct it there"]) from None
+    if not isinstance(config, dict):
+        raise ConfigurationError([f"{path}: must hold lines of the form key: value"])
+    if "__use_yte__" in config:
+        raise ConfigurationError(
+            [
+                f"{path}: __use_yte__ lets Snakemake run Python code that stands in this file; if "
+                "you trust it, say so by snakemake --configfile, else remove the line and read the "
+                "file before you use it"
+            ]
+        )
+    _check_size(config)
+    return config
+
+
+def _read_text(path: str, what: str, mend: str) -> str:
+    """A text file. Raises ConfigurationError where it is none, or too large for what it should be.
+
+    A file that is not there is the FileNotFoundError of Python.
+    """
+    try:
+        file = Path(path)
+        if file.exists() and not file.is_file():
+            raise ConfigurationError([f"{path}: is a folder, a pipe or a device; {mend}"])
+        if file.stat().st_size > LARGEST_TEXT:
+            raise ConfigurationError([f"{path}: is larger than {LARGEST_TEXT} bytes; {mend}"])
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError([f"{path}: cannot be read as {what} ({error}); {mend}"]) from None
+
+
+def _check_size(config: dict) -> None:
+    """Raise ConfigurationError where aliases make a small file a tree without end."""
+    found, n = [config], 0
+    while found and n < MOST_SETTINGS:
+        item, n = found.pop(), n + 1
+        if isinstance(item, dict):
+            found.extend(item.values())
+        elif isinstance(item, list | tuple | set):
+            found.extend(item)
+    if found:
+        raise ConfigurationError(
+            [f"config: holds more than {MOST_SETTINGS} values; write it without YAML aliases"]
+        )
 
 
 def check_config(config: dict, schema_path: str) -> dict:
@@ -57,25 +181,40 @@ def check_config(config: dict, schema_path: str) -> dict:
     Raises :class:`ConfigurationError` naming each unknown key (with the nearest known one), each
     value of a wrong type or out of range, and each pair of settings that contradict each other.
     """
+    _check_size(config)
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
-    faults = []
+    faults, right = [], copy.deepcopy(config)
     homes = _homes(schema)
     for error in Draft202012Validator(schema).iter_errors(config):
         where = ".".join(str(part) for part in error.absolute_path)
         faults += _explain(where, error, homes)
+        _leave_out(right, list(error.absolute_path))
     faults += [
         f"config: {where}: must be a finite number, not {value}; null switches a limit off"
         for where, value in _values(config)
         if isinstance(value, float) and not math.isfinite(value)
     ]
+    faults += [
+        f"config: {where}: holds a control character; remove it"
+        for where, value in _values(config)
+        if isinstance(value, str) and CONTROL.search(value)
+    ]
     if faults:
         # A missing key is an error of jsonschema's for each key that is missing.
-        raise ConfigurationError(sorted(set(faults)))
+        raise ConfigurationError(sorted(set(faults)), _with_defaults(right, schema))
     complete = _with_defaults(config, schema)
     faults = _contradictions(complete)
     if faults:
-        raise ConfigurationError(faults)
+        raise ConfigurationError(faults, complete)
     return complete
+
+
+def _leave_out(config: dict, path: list) -> None:
+    """Remove the setting at fault, or the section or list that it is in."""
+    *sections, key = path if path and isinstance(path[-1], str) else path[:-1] or [None]
+    for section in sections:
+        config = config.get(section, {})
+    config.pop(key, None)
 
 
 def _homes(schema: dict, prefix: str = "") -> dict[str, list[str]]:
@@ -192,6 +331,13 @@ def _contradictions(config: dict) -> list[str]:
             "config: preprocess.split: validation and calibration leave less than 10 % of the "
             "reference to train on; lower one of them"
         )
+    select = config["preprocess"]["select_features"]
+    if train["n_latent"] > select["n_features"] and select["gene_list"] is None:
+        faults.append(
+            f"config: train.n_latent: {train['n_latent']} latent dimensions for "
+            f"{select['n_features']} genes (preprocess.select_features.n_features); lower it or "
+            "raise the other"
+        )
     size = config["library_size"]
     if (size["method"] == "column") != (size["column"] is not None):
         faults.append(
@@ -261,22 +407,29 @@ def read_samples(
     if not table.exists():
         table = Path(bundled.get(path, path))
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        lines = _read_text(str(table), "a text table", "save it as UTF-8 TSV").splitlines()
     except FileNotFoundError:
         raise ConfigurationError(
             [f"config: samples: there is no file {path}; give the path of the sample table"]
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            [f"{path}: cannot be read as a text table ({error}); save it as UTF-8 TSV"]
-        ) from None
     numbered = enumerate(csv.reader(lines, delimiter="\t"), start=1)
-    rows = [(number, row) for number, row in numbered if any(cell.strip() for cell in row)]
+    try:
+        rows = [(number, row) for number, row in numbered if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ConfigurationError(
+            [f"{path}: cannot be read as a table ({error}); save it as UTF-8 TSV"]
+        ) from None
     header = [name.strip() for name in rows[0][1]] if rows else []
+    for n, most, what in ((len(header), MOST_COLUMNS, "columns"), (len(rows), MOST_ROWS, "rows")):
+        if n > most:
+            raise ConfigurationError(
+                [f"{path}: has {n} {what}, and a sample table at most {most}; is it the table?"]
+            )
     faults = _check_header(path, header)
     if faults:
         raise ConfigurationError(faults)
     samples: dict[str, dict[str, str]] = {}
+    right = []
     for number, cells in rows[1:]:
         where = f"{path}: row {number}"
         if len(cells) > len(header):
@@ -286,14 +439,15 @@ def read_samples(
             continue
         row = dict(zip(header, [cell.strip() for cell in cells], strict=False))
         row = {name: row.get(name, "") for name in header}
-        faults += _check_row(where, row, samples, made_here)
+        of_row = _check_row(where, row, samples, made_here)
+        faults, right = faults + of_row, right + ([] if of_row else [row])
         samples.setdefault(row["sample"], row)
     if not samples and not faults:
         faults.append(f"{path}: no sample in it; add a row for each sample")
     faults += _check_roles(path, samples)
     faults += _check_plugins(path, samples)
     if faults:
-        raise ConfigurationError(faults)
+        raise ConfigurationError(faults, rows=right)
     return samples
 
 
@@ -304,7 +458,7 @@ def _check_header(path: str, header: list[str]) -> list[str]:
         return [f"{path}: has one column, {header[0][:80]!r}; separate the columns by tabs"]
     faults, typos = [], {}
     for name in header:
-        typo = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.8)
+        typo = _close(name.lower(), KNOWN, 0.8)
         if name not in KNOWN and typo and typo[0] not in header:
             typos[typo[0]] = name
             faults.append(f"{path}: column {name}: did you mean {typo[0]}? rename it")
@@ -320,6 +474,11 @@ def _check_header(path: str, header: list[str]) -> list[str]:
         for name in dict.fromkeys(header)
         if "/" in name
     ]
+    faults += [
+        f"{path}: column {name!r}: a name holds a control character; rename it"
+        for name in header
+        if CONTROL.search(name)
+    ]
     if "" in header:
         faults.append(f"{path}: a column has no name; name it or remove it")
     return faults
@@ -327,7 +486,11 @@ def _check_header(path: str, header: list[str]) -> list[str]:
 
 def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> list[str]:
     sample, file, role = row["sample"], row["path"], row["role"]
-    faults = []
+    faults = [
+        f"{where}: column {name}: holds a control character; remove it"
+        for name, value in row.items()
+        if CONTROL.search(value)
+    ]
     if not SAMPLE_NAME.fullmatch(sample):
         faults.append(
             f"{where}: sample {sample[:80]!r}: a name may hold letters, digits, _ . - and must "
@@ -337,7 +500,7 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
         faults.append(f"{where}: sample {sample!r} would shadow the joined matrix; rename it")
     elif sample in earlier:
         faults.append(f"{where}: sample {sample} stands twice; names must differ")
-    elif sample.lower() in {name.lower() for name in earlier}:
+    elif any(sample.lower() == name.lower() for name in earlier):
         faults.append(
             f"{where}: sample {sample} differs only in case from another; rename one (some file "
             "systems cannot hold both)"
@@ -350,6 +513,8 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
         faults += [f"{where}: sample {sample}: {fault}" for fault in _check_url(row, earlier)]
     elif file not in made_here and not os.path.exists(file):
         faults.append(f"{where}: sample {sample}: there is no file {file}; correct the path")
+    elif file not in made_here and not (os.path.isfile(file) or os.path.isdir(file)):
+        faults.append(f"{where}: sample {sample}: {file} is a pipe or a device; give a file")
     elif file not in made_here and not os.access(file, os.R_OK):
         faults.append(f"{where}: sample {sample}: {file} cannot be read; check its permissions")
     if role not in ("reference", "query") and not OBS_COLUMN.fullmatch(role):
@@ -397,6 +562,7 @@ def _check_url(row: dict, earlier: dict) -> list[str]:
     return []
 
 
+@cache
 def _split_url(path: str) -> tuple[str, str, str]:
     """Scheme, host or bucket, and path of a URL; no scheme and host for a local path."""
     return URL.match(path).groups() if URL.match(path) else ("", "", path)
@@ -483,10 +649,26 @@ def files_inside(path: str) -> list[str]:
 def check_files(config: dict) -> None:
     """Files that the config names besides the sample table. Raises ConfigurationError."""
     gene_list = config["preprocess"]["select_features"]["gene_list"]
-    if gene_list and not os.path.isfile(gene_list):
-        raise ConfigurationError(
-            [
-                f"config: preprocess.select_features.gene_list: there is no file {gene_list}; "
-                "correct the path or set null"
-            ]
-        )
+    if not gene_list:
+        return
+    fault = None
+    if "{" in gene_list or "}" in gene_list:
+        fault = f"{gene_list} holds a brace, which Snakemake cannot take; rename it"
+    elif not os.path.isfile(gene_list):
+        fault = f"there is no file {gene_list}; correct the path or set null"
+    else:
+        try:
+            text = _read_text(gene_list, "text", "save it as UTF-8, a gene a line")
+            if not any(line.split("#", 1)[0].strip() for line in text.splitlines()):
+                fault = f"{gene_list} names no gene; write one a line, or set null"
+        except ConfigurationError as error:
+            fault = str(error).replace(f"{gene_list}: ", f"{gene_list} ", 1)
+    if fault:
+        raise ConfigurationError([f"config: preprocess.select_features.gene_list: {fault}"])
+
+
+if __name__ == "__main__":
+    try:
+        read_config(sys.argv[1])
+    except ConfigurationError as error:
+        sys.exit(str(error))

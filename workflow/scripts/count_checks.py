@@ -3,6 +3,7 @@
 Every function raises :class:`job.InputError`: where: what is wrong; what to do.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,17 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 
 from job import InputError
+from transformed_counts import what_was_done
 
+# Control characters, line ends, what turns the direction of writing, and halves of characters.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST_NAME = 1000
 LARGEST_COUNT = np.iinfo(np.int32).max
 
-# A cell of these names is a gene: the table has genes as rows.
+# A cell with the name of a gene, or a gene with that of a cell: the table has genes as rows.
 GENES_IN_EVERY_CELL = {"ACTB", "GAPDH", "MALAT1", "Actb", "Gapdh", "Malat1"}
+GENE_ID = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
+BARCODE = re.compile(r"[ACGT]{12,}(-\d+)?")
 
 
 @contextmanager
@@ -57,6 +64,13 @@ def clean_names(names: pd.Index, what: str, path: Path) -> tuple[pd.Index, list[
             f"give every {what} a name"
         )
     names = pd.Index(names.astype(str).to_numpy(dtype=object), dtype=object)
+    for number, name in enumerate(names, start=1):
+        if len(name) > LONGEST_NAME or CONTROL.search(name):
+            raise InputError(
+                f"{path}: {what} number {number} is called {name[:40]!r}: a name may have "
+                f"{LONGEST_NAME} characters, and none that controls a terminal or is no text; "
+                "rename it"
+            )
     n_duplicates = int(names.duplicated().sum())
     if n_duplicates == 0:
         return names, []
@@ -80,6 +94,13 @@ def check_shape(shape: tuple[int, int], n_cells: int, n_genes: int, path: Path) 
             raise InputError(f"{path}: has no {what}s; check how the file was made")
 
 
+def check_numbers(X, where: str) -> None:
+    """Raise InputError unless it is a matrix of numbers."""
+    if not (sparse.issparse(X) or isinstance(X, np.ndarray)) or X.dtype.kind not in "biuf":
+        kind = getattr(X, "dtype", type(X).__name__)
+        raise InputError(f"{where}: the matrix holds {kind}, not numbers; give the raw counts")
+
+
 def as_counts(
     X,
     cells: pd.Index,
@@ -93,9 +114,7 @@ def as_counts(
     number between 0 and 2^31 - 1; else InputError names the first cell and gene that is not.
     ``mend_fractions`` says what to do about fractions; it is called only if there are any.
     """
-    if not (sparse.issparse(X) or isinstance(X, np.ndarray)) or X.dtype.kind not in "biuf":
-        kind = getattr(X, "dtype", type(X).__name__)
-        raise InputError(f"{where}: the matrix holds {kind}, not numbers; give the raw counts")
+    check_numbers(X, where)
     X = sparse.csr_matrix(X)
     _check_values(X, cells, genes, where, mend_fractions)
     if not X.has_canonical_format:
@@ -112,13 +131,13 @@ def _check_values(X, cells, genes, where, mend_fractions) -> None:
     values = X.data
     if values.dtype.kind == "f":
         _raise_at(~np.isfinite(values), X, cells, genes, where, "is {}", "fill or drop it")
+    if values.dtype.kind == "f" and (fractions := values != np.floor(values)).any():
+        problem = f"is {{}}: not a whole number; this looks like {what_was_done(X)}"
+        _raise_at(fractions, X, cells, genes, where, problem, mend_fractions)
     if values.dtype.kind in "if":
         problem = "is {}, but a count cannot be negative"
         mend = "give the raw counts, not scaled or corrected values"
         _raise_at(values < 0, X, cells, genes, where, problem, mend)
-    if values.dtype.kind == "f":
-        problem = "is {}: not a whole number, this looks like normalised or log-transformed data"
-        _raise_at(values != np.floor(values), X, cells, genes, where, problem, mend_fractions)
     problem = f"is {{}}, more than the largest possible count {LARGEST_COUNT}"
     mend = "check that the matrix holds counts"
     _raise_at(values > LARGEST_COUNT, X, cells, genes, where, problem, mend)
@@ -136,12 +155,24 @@ def _raise_at(bad, X, cells, genes, where, problem, mend) -> None:
     )
 
 
-def warn_if_transposed(cells: pd.Index, path: Path) -> list[str]:
-    """A warning if cells bear the names of genes that every cell expresses."""
-    found = sorted(GENES_IN_EVERY_CELL.intersection(cells))
-    if not found:
-        return []
-    return [
-        f"{path}: a cell is called {found[0]!r}, the name of a gene; if genes are rows and cells "
-        "columns, transpose the table"
-    ]
+def check_orientation(cells: pd.Index, genes: pd.Index, path: Path, format: str) -> None:
+    """Raise InputError if the names say that rows are genes and columns cells."""
+    named = sorted(GENES_IN_EVERY_CELL.intersection(cells))
+    if named and not GENES_IN_EVERY_CELL.intersection(genes):
+        found = f"a row is called {named[0]!r}"
+    elif _share(GENE_ID, cells) > 0.5 > _share(GENE_ID, genes):
+        found = f"its first row is called {cells[0]!r}"
+    elif _share(BARCODE, genes) > 0.5 > _share(BARCODE, cells):
+        found = f"its first column is called {genes[0]!r}"
+    else:
+        return
+    mend = "write transposed into the column matrix of the sample table"
+    raise InputError(
+        f"{path}: its rows are genes and its columns cells ({found}); "
+        + (mend if format in ("csv", "tsv") else "transpose it and name cells and genes anew")
+    )
+
+
+def _share(pattern: re.Pattern, names: pd.Index) -> float:
+    """Of the first hundred names those that fit."""
+    return float(np.mean([bool(pattern.fullmatch(name)) for name in names[:100]]))

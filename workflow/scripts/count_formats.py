@@ -4,7 +4,8 @@
 the matrix (cells x genes, not yet checked), obs (index: cell names) and var (index: gene names).
 Only the chosen matrix, obs and var of an AnnData file are touched. CSR and dense matrices in HDF5
 and zarr stay in the file and are read in blocks of cells; what is stored by genes (CSC) or as text
-(mtx, csv) is held in memory as sparse counts. Nothing is unpickled.
+(mtx, csv) is held in memory as sparse counts. Nothing is unpickled, and what a file declares is
+checked before it is read (``untrusted_files``).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +21,19 @@ from anndata.io import read_elem
 from scipy import sparse
 
 from cell_ranger import read_10x_h5, read_10x_mtx
-from count_checks import as_counts, check_shape, clean_names, reading, warn_if_transposed
-from dense_formats import BLOCK_VALUES, read_loom, read_table
-from job import InputError
+from count_checks import (
+    CONTROL,
+    as_counts,
+    check_numbers,
+    check_orientation,
+    check_shape,
+    clean_names,
+    reading,
+)
+from dense_formats import BLOCK_VALUES, HEAD_ROWS, TRANSPOSED, Unread, read_loom, read_table
+from job import InputError, collected, raise_all
 from omics_vae.counts import BLOCK_ROWS, StoredMatrix
+from untrusted_files import Room, check_folder, check_there, open_hdf5, size_of
 
 FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
 FOLDERS = ("10x_mtx", "zarr")
@@ -37,7 +47,7 @@ SUFFIXES = {
     ".tab": "tsv",
     ".txt": "tsv",
 }
-SEPARATORS = {"csv": ",", "tsv": "\t"}
+TABLES = ("csv", "tsv")
 
 # The names under which files keep what Cell Ranger calls id, feature type and genome.
 VAR_COLUMNS = {
@@ -59,16 +69,24 @@ class SampleFile:
     warnings: list[str]
     _matrix: object = field(repr=False)  # (cells, all features); rows by a slice
     _keep: np.ndarray = field(repr=False)  # (all features,) bool
+    has_all_cells: bool = True  # False where only the head of a longer table was read
 
-    def blocks(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    def blocks(self, size: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """All cells in their order, some at a time: CSR int32 counts (cells, genes), checked.
 
-        Raises InputError in one line that names the file, and cell and gene where possible.
+        ``size``: of a block, in cells. Raises InputError in one line that names the file, and cell
+        and gene where possible.
         """
-        for rows, block in _row_blocks(self._matrix, self.path):
+        for rows, block in _row_blocks(self._matrix, self.path, size):
+            check_numbers(block, str(self.path))
             block = block if self._keep.all() else block[:, self._keep]
             cells = self.obs.index[rows]
             yield rows, as_counts(block, cells, self.var.index, str(self.path), self._mend)
+
+    def check_first_cells(self) -> None:
+        """Raise InputError for what is wrong with the first cells, where they can be read alone."""
+        if not isinstance(self._matrix, Unread):
+            next(self.blocks(HEAD_ROWS), None)
 
     def _mend(self) -> str:
         return _whole_number_matrices(self.path, self.format)
@@ -84,6 +102,7 @@ def open_counts(
     matrix: str = "",
     genome: str = "",
     feature_type: str = "Gene Expression",
+    head: bool = False,
 ) -> SampleFile:
     """Open the raw counts of one sample and check all but the values.
 
@@ -93,30 +112,49 @@ def open_counts(
         As in the sample table; "" where it says nothing.
     feature_type
         Which features are kept where the file tells types.
+    head
+        Leave out what takes long: of counts by genes (CSC, mtx) only shape and names are read, of a
+        table only the first rows.
 
     Raises
     ------
     InputError
-        In one line that names the file.
+        In lines that name the file.
     """
     path = Path(path)
     format = _check_format(path, format)
-    if matrix and format not in WITH_MATRICES:
-        raise InputError(f"{path}: a {format} file has one matrix; leave the column matrix empty")
+    if matrix and format not in WITH_MATRICES and (format not in TABLES or matrix != TRANSPOSED):
+        unless = f" or, if its rows are genes, write {TRANSPOSED} there" * (format in TABLES)
+        raise InputError(
+            f"{path}: a {format} file has one matrix; leave the column matrix empty{unless}"
+        )
     with reading(path):
-        X, obs, var = _read(path, format, matrix, genome)
+        X, obs, var = _read(path, format, matrix, genome, head)
+        # Before anything is made in this shape.
+        check_shape(X.shape, len(obs), len(var), path)
         if sparse.issparse(X) and X.format != "csr":
             X.check_format(full_check=True) if X.format == "csc" else None
             X = X.tocsr()
     var = _known_columns(var)
-    check_shape(X.shape, len(obs), len(var), path)
     keep, dropped = _select_features(var, feature_type, genome, path)
     var = var[keep]
-    cells, cell_warnings = clean_names(obs.index, "cell", path)
-    genes, gene_warnings = clean_names(var.index, "gene", path)
-    var = var[[column for column in ("gene_id",) if column in var]].astype(str).set_axis(genes)
-    warnings = cell_warnings + gene_warnings + warn_if_transposed(cells, path)
-    return SampleFile(path, format, obs.set_axis(cells), var, dropped, warnings, X, keep)
+    faults: list[str] = []
+    with collected(faults):
+        cells, cell_warnings = clean_names(obs.index, "cell", path)
+    with collected(faults):
+        genes, gene_warnings = clean_names(var.index, "gene", path)
+    raise_all(faults)
+    check_orientation(cells, genes, path, format)
+    ids = {"gene_id": _clean(var["gene_id"])} if "gene_id" in var else {}
+    var = pd.DataFrame(ids, index=genes)
+    warnings = cell_warnings + gene_warnings
+    has_all = not (head and format in TABLES and len(cells) == HEAD_ROWS)
+    return SampleFile(path, format, obs.set_axis(cells), var, dropped, warnings, X, keep, has_all)
+
+
+def _clean(ids: pd.Series) -> np.ndarray:
+    """Ids as text without control characters."""
+    return ids.astype(str).map(lambda text: CONTROL.sub("_", text)).to_numpy(dtype=object)
 
 
 def tell_format(path: Path) -> str:
@@ -143,8 +181,7 @@ def _check_format(path: Path, format: str) -> str:
             f"{path}: unknown format {format!r}; set the column format to one of: "
             f"{', '.join(FORMATS)}"
         )
-    if not path.exists():
-        raise InputError(f"{path}: there is no such file; correct the path in the sample table")
+    check_there(path)
     format = format or tell_format(path)
     if path.is_dir() != (format in FOLDERS):
         is_a, must_be = ("folder", "file") if path.is_dir() else ("file", "folder")
@@ -155,18 +192,18 @@ def _check_format(path: Path, format: str) -> str:
     return format
 
 
-def _read(path: Path, format: str, matrix: str, genome: str):
+def _read(path: Path, format: str, matrix: str, genome: str, head: bool):
     match format:
         case "10x_h5":
             return read_10x_h5(path, genome)
         case "10x_mtx":
-            return read_10x_mtx(path, genome)
+            return read_10x_mtx(path, genome, head)
         case "h5ad" | "zarr":
-            return _read_annotated(_open(path, format), path, matrix)
+            return _read_annotated(*_open(path, format), path, matrix, head)
         case "loom":
             return read_loom(path, matrix)
         case _:
-            return read_table(path, SEPARATORS[format])
+            return read_table(path, format, matrix == TRANSPOSED, head)
 
 
 def _select_features(
@@ -216,19 +253,24 @@ def _known_columns(var: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _open(path: Path, format: str) -> h5py.File | zarr.Group:
+def _open(path: Path, format: str) -> tuple[h5py.File | zarr.Group, Room]:
     """The store, which stays open as long as something of it is in use."""
-    return zarr.open_group(path, mode="r") if format == "zarr" else h5py.File(path, "r")
+    if format == "zarr":
+        check_folder(path)
+        return zarr.open_group(path, mode="r"), Room(path, size_of(path))
+    return open_hdf5(path)
 
 
-def _read_annotated(store: h5py.File | zarr.Group, path: Path, matrix: str):
+def _read_annotated(
+    store: h5py.File | zarr.Group, room: Room, path: Path, matrix: str, head: bool = False
+):
     """Read the chosen matrix, obs and var of an AnnData file or store."""
     for part in ("obs", "var"):
-        if part not in store:
+        if not hasattr(store.get(part), "attrs"):
             raise InputError(
                 f"{path}: has no {part}, so it is not an AnnData file; set the column format"
             )
-    matrices = _matrices(store, path)
+    matrices = _matrices(store, room, path, head)
     name = matrix or "X"
     if name not in matrices:
         what = {"X": "no X", "raw": "no raw"}.get(name, f"no layer {name!r}")
@@ -238,46 +280,75 @@ def _read_annotated(store: h5py.File | zarr.Group, path: Path, matrix: str):
     return matrices[name]()
 
 
-def _matrices(store: h5py.File | zarr.Group, path: Path) -> dict[str, Callable]:
+def _matrices(
+    store: h5py.File | zarr.Group, room: Room, path: Path, head: bool = False
+) -> dict[str, Callable]:
     """For X, raw and every layer that is there, by its name, what reads it with its obs and var."""
     if "encoding-type" not in store["obs"].attrs:  # anndata before 0.7 wrote another layout
+        room.hold(store)
         old = anndata.read_h5ad(path)
         found = {"X": lambda: (old.X, old.obs, old.var)}
         if old.raw is not None:
             found["raw"] = lambda: (old.raw.X, old.obs, old.raw.var)
         return found
     # The layers last, but X and raw keep their meaning should a layer bear the name.
-    places = {name: (f"layers/{name}", "var") for name in sorted(store.get("layers", {}))}
+    places = {name: (f"layers/{name}", "var") for name in _layers(store)}
     places = {"X": ("X", "var"), "raw": ("raw/X", "raw/var")} | {
         name: place for name, place in places.items() if name not in ("X", "raw")
     }
     return {
         name: lambda at=at, var=var: (
-            _matrix(store[at]),
-            read_elem(store["obs"]),
-            read_elem(store[var]),
+            _matrix(store[at], room, head),
+            _table(store["obs"], room),
+            _table(store[var], room),
         )
         for name, (at, var) in places.items()
         if at in store and store[at].attrs.get("encoding-type") != "null"
     }
 
 
-def _matrix(stored):
+def _layers(store: h5py.File | zarr.Group) -> list[str]:
+    layers = store.get("layers", {})
+    return [] if hasattr(layers, "shape") else sorted(layers)
+
+
+def _table(stored, room: Room) -> pd.DataFrame:
+    room.hold(stored)
+    table = read_elem(stored)
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(f"{room.path}: {stored.name} is not a table; write the file anew")
+    return table
+
+
+def _matrix(stored, room: Room, head: bool):
     """A matrix of the store: left there where blocks of cells can be read, else in memory."""
     encoding = stored.attrs.get("encoding-type")
     if encoding == "csr_matrix":
+        room.hold(stored["indptr"])
+        room.pass_through(stored["data"], stored["indices"])
         return StoredMatrix(stored, stored.attrs["shape"])
-    return stored if encoding == "array" and stored.ndim == 2 else read_elem(stored)
+    if encoding == "csc_matrix" and head:
+        return Unread(tuple(int(n) for n in stored.attrs["shape"]))
+    if encoding == "array" and stored.ndim == 2:
+        room.pass_through(stored)
+        return stored
+    room.hold(stored)
+    return read_elem(stored)
 
 
-def _row_blocks(X, path: Path) -> Iterator[tuple[slice, np.ndarray | sparse.csr_matrix]]:
+def _row_blocks(
+    X, path: Path, size: int | None = None
+) -> Iterator[tuple[slice, np.ndarray | sparse.csr_matrix]]:
     """The rows of a matrix in memory or in the store ``path``, some at a time."""
     is_dense = not (sparse.issparse(X) or isinstance(X, StoredMatrix))
-    size = max(1, BLOCK_VALUES // max(1, X.shape[1])) if is_dense else BLOCK_ROWS
+    most = max(1, BLOCK_VALUES // max(1, X.shape[1])) if is_dense else BLOCK_ROWS
+    size = min(size or most, most)
     for start in range(0, X.shape[0], size):
         rows = slice(start, min(start + size, X.shape[0]))
         with reading(path):
             block = X[rows]
+            if block.dtype == np.float16:  # which scipy does not know
+                block = block.astype(np.float32)
             if sparse.issparse(block):
                 # Indices that point outside the matrix would crash the interpreter later on.
                 block.check_format(full_check=True)
@@ -296,7 +367,7 @@ def _whole_number_matrices(path: Path, format: str) -> str:
     names = []
     if format in ("h5ad", "zarr"):
         with reading(path):
-            for name, read in _matrices(_open(path, format), path).items():
+            for name, read in _matrices(*_open(path, format), path).items():
                 if all(_are_counts(block) for _, block in _row_blocks(read()[0], path)):
                     names.append(name)
     if not names:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from job import InputError
+from job import InputError, collected, raise_all
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,15 @@ class Design:
         return asdict(self)
 
 
+def check_latent(n_latent: int, n_genes: int) -> None:
+    """Raise InputError where the latent space has more dimensions than the model has genes."""
+    if n_latent > n_genes:
+        raise InputError(
+            f"train.n_latent: {n_latent} latent dimensions for {n_genes} genes; lower it, or bring "
+            "counts of more genes"
+        )
+
+
 def make_design(cells: pd.DataFrame, settings: dict) -> Design:
     """The design that config ``train`` asks for.
 
@@ -59,21 +68,25 @@ def make_design(cells: pd.DataFrame, settings: dict) -> Design:
     gaps, does not vary, or has a level that no training cell shows: the decoder could not know it.
     """
     is_training = (cells["split"] == "train").to_numpy()
-    categorical = {
-        name: _levels(cells, name, is_training, "train.covariates")
-        for name in settings["covariates"]
-    }
-    continuous = {
-        name: _scale(cells, name, is_training) for name in settings["continuous_covariates"]
-    }
+    faults: list[str] = []
+    categorical, continuous, batches = {}, {}, []
+    for name in settings["covariates"]:
+        with collected(faults):
+            categorical[name] = _levels(cells, name, is_training, "train.covariates")
+    for name in settings["continuous_covariates"]:
+        with collected(faults):
+            continuous[name] = _scale(cells, name, is_training)
     by_batch = settings["dispersion"] == "gene_batch"
-    needed = by_batch or (settings["library_size"] == "latent" and "batch" in cells)
-    key = "train.dispersion: gene_batch" if by_batch else "train.library_size: latent"
-    batches = _levels(cells, "batch", is_training, key, several=by_batch) if needed else []
+    if by_batch or (settings["library_size"] == "latent" and "batch" in cells):
+        key = "train.dispersion: gene_batch" if by_batch else "train.library_size: latent"
+        with collected(faults):
+            batches = _levels(cells, "batch", is_training, key, several=by_batch)
+    raise_all(faults)
     return Design(categorical, continuous, batches)
 
 
-def _column(cells: pd.DataFrame, name: str, key: str) -> pd.Series:
+def column_of(cells: pd.DataFrame, name: str, key: str) -> pd.Series:
+    """A column of the metadata; InputError where it is missing or has gaps."""
     if f"{name}_input" in cells and name not in cells:
         raise InputError(
             f"{key}: {name}: the files have such a column, which the sample table does not use; "
@@ -97,7 +110,7 @@ def _column(cells: pd.DataFrame, name: str, key: str) -> pd.Series:
 def _levels(
     cells: pd.DataFrame, name: str, is_training: np.ndarray, key: str, several: bool = True
 ) -> list[str]:
-    column = _column(cells, name, key).astype(str)
+    column = column_of(cells, name, key).astype(str)
     levels = sorted(set(column[is_training]))
     if several and column.nunique() < 2:
         raise InputError(
@@ -116,7 +129,7 @@ def _levels(
 
 def _scale(cells: pd.DataFrame, name: str, is_training: np.ndarray) -> list[float]:
     key = "train.continuous_covariates"
-    column = pd.to_numeric(_column(cells, name, key), errors="coerce").to_numpy(np.float64)
+    column = pd.to_numeric(column_of(cells, name, key), errors="coerce").to_numpy(np.float64)
     bad = ~np.isfinite(column)
     if bad.any():
         raise InputError(

@@ -4,15 +4,22 @@ Writes raw counts with unique names, and in obs what the sample table and the fi
 """
 
 from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from checksums import verified_checksum
+from count_checks import CONTROL, LONGEST_NAME
 from count_formats import SampleFile, open_counts
-from job import InputError, job, write_json
+from job import InputError, collected, job, raise_all, write_json
+from own_process import in_own_process
+from spreadsheet_names import warn_of_dates
 from stored_counts import ROW, write_h5ad
+from untrusted_files import check_there, size_of
 
+LONGEST_TEXT = 10_000  # characters of a label that are kept
 ROLES = ("reference", "query")
 # Columns of the sample table that say where and how the counts lie, not what the cells are.
 FILE_COLUMNS = ("path", "format", "matrix", "genome", "sha256")
@@ -26,6 +33,7 @@ PIPELINE_COLUMNS = (
     *("pattern", "nearest_reference", "technical_cause", "doublet_probability"),
 )
 FROM_OBS = "obs:"
+LARGEST_EXACT = 2**24  # whole number up to which float32, of which the model is, has them all
 
 
 def describe_cells(
@@ -37,11 +45,14 @@ def describe_cells(
     other columns of the file whose names mean something to the pipeline get the suffix ``_input``.
 
     Returns the table of the cells that have a role, which cells these are (bool, one a cell of
-    ``obs``), and warnings. Raises InputError for a missing column, an unknown role, or a covariate
-    that is empty for some cells.
+    ``obs``), and warnings. Raises InputError with all of: a missing column, an unknown role, a
+    covariate that is empty for some cells, a column with a name of the pipeline's.
     """
-    roles = _roles(obs, row["role"], path)
-    has_role = (roles != "").to_numpy()
+    faults: list[str] = []
+    roles, has_role = pd.Series("", index=obs.index), np.ones(len(obs), dtype=bool)
+    with collected(faults):
+        roles = _roles(obs, row["role"], path)
+        has_role = (roles != "").to_numpy()
     if not has_role.any():
         raise InputError(
             f"{path}: the role of every cell is empty; write reference or query into the column "
@@ -52,15 +63,17 @@ def describe_cells(
     for name, value in row.items():
         if name in ("sample", "role", *FILE_COLUMNS) or value == "":
             continue
-        if name in PIPELINE_COLUMNS and name not in COVARIATES:
-            raise InputError(
-                f"sample table: column {name!r} has a name that the pipeline uses; rename it"
-            )
-        if value.startswith(FROM_OBS):
-            source = _column(kept, name, value, path)
-            table[name] = _complete_labels(source, name, path) if name in COVARIATES else source
-        else:
-            table[name] = _constant(value, kept)
+        with collected(faults):
+            if name in PIPELINE_COLUMNS and name not in COVARIATES:
+                raise InputError(
+                    f"sample table: column {name!r} has a name that the pipeline uses; rename it"
+                )
+            if value.startswith(FROM_OBS):
+                source = _column(kept, name, value, path)
+                table[name] = _complete_labels(source, name, path) if name in COVARIATES else source
+            else:
+                table[name] = _constant(value, kept)
+    raise_all(faults)
     own, warnings = _own_columns(kept, table, row["sample"])
     described = pd.DataFrame({**table, **own}, index=kept.index)
     return pd.DataFrame({n: clean_column(described[n]) for n in described}), has_role, warnings
@@ -116,7 +129,9 @@ def _own_columns(
     """The file's own columns that do not clash with the table's, under names that are free."""
     own, warnings = {}, []
     for column in obs:
-        name = str(column).replace("/", "_")  # a slash would make a group of it in HDF5
+        # A slash would make a group of it in HDF5, and a dot alone be the group itself.
+        name = CONTROL.sub("_", str(column)).replace("/", "_")[:LONGEST_NAME]
+        name = "_" + name if name in ("", ".", "..") else name
         if name in table:
             continue
         taken = {*PIPELINE_COLUMNS, *table, *own, *(c for c in obs if c != column)}
@@ -136,13 +151,16 @@ def _constant(value: str, obs: pd.DataFrame) -> pd.Series:
 
 
 def as_text(column: pd.Series) -> pd.Series:
-    """Values as text, missing ones as ""; whole numbers without a decimal point (donor 1016)."""
+    """Values as text, missing ones as ""; whole numbers without a decimal point (donor 1016).
+
+    What would control a terminal or break a line becomes a space.
+    """
 
     def text(value) -> str:
         if isinstance(value, bytes):
-            return value.decode("utf-8", errors="replace")
+            value = value.decode("utf-8", errors="replace")
         is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
-        return str(int(value)) if is_whole else str(value)
+        return CONTROL.sub(" ", str(int(value)) if is_whole else str(value)[:LONGEST_TEXT])
 
     values = column.astype(object)
     return values.map(text).where(values.notna(), "").astype(object)
@@ -179,6 +197,7 @@ def _listed(names, most: int = 10) -> str:
 def describe_sample(file: SampleFile, row: dict[str, str]) -> tuple[pd.DataFrame, np.ndarray, dict]:
     """obs and which cells have a role, as :func:`describe_cells` says, and the summary."""
     obs, has_role, warnings = describe_cells(file.obs, row, str(file.path))
+    warnings += warn_of_dates(file.var.index, row["path"])
     n_cells, n_left_out = len(file.obs), int((~has_role).sum())
     if n_left_out:
         warnings.append(
@@ -203,13 +222,32 @@ def describe_sample(file: SampleFile, row: dict[str, str]) -> tuple[pd.DataFrame
 
 def import_counts(path: str, row: dict[str, str], feature_type: str, output: str) -> dict:
     """Write one sample's raw counts to ``output``; returns the summary."""
+    check_there(Path(path))
     sha256 = verified_checksum(path, row)
+    work = partial(write_counts, path, row, feature_type, output)
+    return in_own_process(Path(path), size_of(Path(path)), work) | {"sha256": sha256}
+
+
+def write_counts(path: str, row: dict[str, str], feature_type: str, output: str) -> dict:
+    """:func:`import_counts` in this process, for files that are known to be whole."""
     asked = (row.get(name, "") for name in ("format", "matrix", "genome"))
     file = open_counts(path, *asked, feature_type)
     obs, has_role, summary = describe_sample(file, row)
-    blocks = (block[has_role[rows]] for rows, block in file.blocks())
-    write_h5ad(output, {"X": blocks}, {"obs": obs, "var": file.var})
-    return summary | {"sha256": sha256}
+    largest = 0
+
+    def blocks():
+        nonlocal largest
+        for rows, block in file.blocks():
+            largest = max(largest, int(block.data.max(initial=0)))
+            yield block[has_role[rows]]
+
+    write_h5ad(output, {"X": blocks()}, {"obs": obs, "var": file.var})
+    if largest > LARGEST_EXACT:
+        summary["warnings"].append(
+            f"{row['path']}: the largest count is {largest:,}; the model's numbers (float32) are "
+            f"exact up to {LARGEST_EXACT:,} and rounded beyond; check that the matrix holds counts"
+        )
+    return summary
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from damaged_files import first_damaged
 
+LONGEST_LINE = 1500  # characters of a message; of longer ones the middle is left out
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -36,7 +38,29 @@ def _return_large_arrays() -> None:
 
 
 class InputError(ValueError):
-    """Something the user can mend. Its text is one line: where: what is wrong; what to do."""
+    """What the user can mend, a line each: where: what is wrong; what to do."""
+
+    def __init__(self, *lines: str):
+        super().__init__(*lines)
+        self.lines = [" ".join(line.split()) for line in lines]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+@contextmanager
+def collected(faults: list[str]) -> Iterator[None]:
+    """Add the lines of an InputError to ``faults`` and go on, so that all are told at once."""
+    try:
+        yield
+    except InputError as error:
+        faults += [line for line in error.lines if line not in faults]
+
+
+def raise_all(faults: list[str]) -> None:
+    """Raise one InputError with all ``faults``, if there are any."""
+    if faults:
+        raise InputError(*faults)
 
 
 class Terminated(BaseException):
@@ -77,7 +101,7 @@ def termination_postponed() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def job(snakemake) -> Iterator[logging.Logger]:
-    """Log to the rule's log file and end on an :class:`InputError` with one line, exit code 1.
+    """Log to the rule's log file and end on an :class:`InputError` with its lines, exit code 1.
 
     Anything else that goes wrong is a fault of ours, so it keeps its traceback, in the log and on
     stderr. A full disk and memory that ran out are the machine's, so they get one line too.
@@ -86,7 +110,7 @@ def job(snakemake) -> Iterator[logging.Logger]:
     path = Path(str(snakemake.log[0]))
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
-    handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
+    handler.setFormatter(_Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
     log = logging.getLogger("anomics")
     log.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -95,7 +119,8 @@ def job(snakemake) -> Iterator[logging.Logger]:
             yield log
             # In KiB on Linux, in bytes on macOS.
             unit = 1e6 if sys.platform == "darwin" else 1e3 / 1.024
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+            whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+            peak = max(resource.getrusage(who).ru_maxrss for who in whose) / unit
             log.info("done; peak memory %.0f MB", peak)
     finally:
         log.removeHandler(handler)
@@ -108,13 +133,13 @@ def _explained(snakemake, log: logging.Logger) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        _stop(log, str(error))
+        _stop(log, *error.lines)
     except Terminated as kept:
         _stop(
             log,
             f"rule {snakemake.rule}: ended by a signal (cancelled, preempted or out of time); "
             f"{kept}; the same command goes on from there",
-            EXIT_CODE,
+            code=EXIT_CODE,
         )
     except MemoryError:
         _stop(
@@ -140,9 +165,24 @@ def _is_full(error: Exception) -> bool:
     return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
-def _stop(log: logging.Logger, message: str, code: int = 1) -> None:
-    """One line to the log (the Snakefile prints it when the run ends) and the code of failure."""
-    log.error(" ".join(message.split()))
+def one_line(text: str) -> str:
+    """Text as a line, in which what a terminal would act on (escapes, as in names) is spelt out."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= LONGEST_LINE else f"{line[:800]} ... {line[-200:]}"
+
+
+class _Formatter(logging.Formatter):
+    """Each record on one line, with its traceback below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return one_line(super().formatMessage(record))
+
+
+def _stop(log: logging.Logger, *lines: str, code: int = 1) -> None:
+    """Lines to the log (the Snakefile prints them when the run ends) and the code of failure."""
+    for line in lines:
+        log.error(line)
     sys.exit(code)
 
 
@@ -159,11 +199,49 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
+# What a spreadsheet takes for a formula; with what :func:`write_tsv` puts before it.
+FORMULA = re.compile(r"'*[=+\-@\t\n\uff1d\uff0b\uff0d\uff20]")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
 def write_tsv(table, path: str | Path) -> None:
-    """Write a DataFrame as a tab-separated table; numbers with 9 significant digits."""
+    """Write a DataFrame as a tab-separated table; numbers with 9 significant digits.
+
+    A text that a spreadsheet would run as a formula, as a gene called ``=cmd()``, gets an
+    apostrophe in front, which :func:`read_tsv` takes away again. Numbers stay as they are.
+    """
+    table = table.rename(columns=_quoted)
+    for name in _texts(table):
+        table[name] = table[name].astype(object).map(_quoted)
     write_atomically(
         path, lambda p: table.to_csv(p, sep="\t", index=False, float_format="%.9g", na_rep="NA")
     )
+
+
+def read_tsv(path: str | Path, **options):
+    """What :func:`write_tsv` wrote; ``options`` of pandas.read_csv."""
+    import pandas as pd  # the jobs that read none need not wait for it
+
+    table = pd.read_csv(path, sep="\t", **options).rename(columns=_unquoted)
+    for name in _texts(table):
+        table[name] = table[name].map(_unquoted)
+    return table
+
+
+def _texts(table) -> list[str]:
+    return list(table.select_dtypes(["object", "string", "category"]))
+
+
+def _quoted(value):
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r", " ")  # which would end the row, for pandas does not quote it
+    return f"'{value}" if FORMULA.match(value) and not NUMBER.fullmatch(value) else value
+
+
+def _unquoted(value):
+    is_quoted = isinstance(value, str) and value.startswith("'") and FORMULA.match(value)
+    return value[1:] if is_quoted else value
 
 
 def write_parquet(table, path: str | Path) -> None:

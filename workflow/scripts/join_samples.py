@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -70,7 +69,7 @@ def join_samples(
     InputError: fewer than half of the smallest sample's genes are shared; an ambiguous cell id.
     """
     names = [str(sample.obs["sample"].iloc[0]) for sample in samples]
-    genes = _shared_genes(names, [sample.var.index for sample in samples])
+    genes = shared_genes(names, [sample.var.index for sample in samples])
     counts = JoinedCounts(
         [
             sample.counts
@@ -83,10 +82,7 @@ def join_samples(
     obs.index = cell_ids(obs["cell"].to_numpy(dtype=str), obs["sample"].to_numpy(dtype=str))
     obs = obs.apply(_one_type)
 
-    var = pd.DataFrame(index=genes)
-    with_ids = [sample for sample in samples if "gene_id" in sample.var]
-    if with_ids:
-        var["gene_id"] = with_ids[0].var.loc[genes, "gene_id"].astype(str).to_numpy()
+    var = ids_of_genes(genes, [sample.var for sample in samples])
 
     n_genes = [len(sample.var) for sample in samples]
     lost = {name: n - len(genes) for name, n in zip(names, n_genes, strict=True)}
@@ -124,8 +120,20 @@ def _one_type(column: pd.Series) -> pd.Series:
     return column.astype(object).where(column.isna(), column.astype(str))
 
 
-def _shared_genes(names: list[str], genes: list[pd.Index]) -> pd.Index:
-    """Genes of the first sample that are in all others too, in its order."""
+def ids_of_genes(genes: pd.Index, of_samples: list[pd.DataFrame]) -> pd.DataFrame:
+    """var of the shared genes: gene_id as the first sample has it that has ids."""
+    var = pd.DataFrame(index=genes)
+    with_ids = [of_sample for of_sample in of_samples if "gene_id" in of_sample]
+    if with_ids:
+        var["gene_id"] = with_ids[0].loc[genes, "gene_id"].astype(str).to_numpy()
+    return var
+
+
+def shared_genes(names: list[str], genes: list[pd.Index]) -> pd.Index:
+    """Genes of the first sample that are in all others too, in its order.
+
+    Raises InputError where these are fewer than half of those of the smallest sample.
+    """
     shared = set(genes[0]).intersection(*genes[1:])
     smallest = min(range(len(genes)), key=lambda i: len(genes[i]))
     if len(shared) < MIN_SHARED * len(genes[smallest]):
@@ -140,13 +148,15 @@ def _shared_genes(names: list[str], genes: list[pd.Index]) -> pd.Index:
 
 
 def _worst_pair(genes: list[pd.Index]) -> tuple[int, int]:
-    sets = [set(index) for index in genes]
-    return min(
-        combinations(range(len(sets)), 2),
-        key=lambda pair: (
-            len(sets[pair[0]] & sets[pair[1]]) / min(len(sets[pair[0]]), len(sets[pair[1]]))
-        ),
-    )
+    """The sample least like the first, and the one least like that."""
+    one = _least_like(genes, 0)
+    return tuple(sorted((one, _least_like(genes, one))))
+
+
+def _least_like(genes: list[pd.Index], one: int) -> int:
+    own = set(genes[one])
+    others = [i for i in range(len(genes)) if i != one]
+    return min(others, key=lambda i: len(own.intersection(genes[i])) / min(len(own), len(genes[i])))
 
 
 def _examples(genes: pd.Index, other: pd.Index) -> str:

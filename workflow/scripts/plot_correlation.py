@@ -21,7 +21,7 @@ from figure_style import (
     shorten,
     style,
 )
-from job import job, read_json
+from job import job, read_json, read_tsv
 
 MOST_NAMES = 40  # samples whose names fit beside a heatmap
 MOST_BARS = 4  # columns of the metadata above it
@@ -164,8 +164,8 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         source = snakemake.input
         # A level may be called NA or 7.
-        samples = pd.read_csv(source.samples, sep="\t", dtype=str, keep_default_na=False)
-        outliers = pd.read_csv(source.outliers, sep="\t", dtype={"cell_id": str})
+        samples = read_tsv(source.samples, dtype=str, keep_default_na=False)
+        outliers = read_tsv(source.outliers, dtype={"cell_id": str})
         aberrant = set(outliers.loc[outliers["is_aberrant"], "cell_id"])
         pairs = pd.read_parquet(source.pairs)
         save_figure(*draw(pairs, samples, read_json(source.summary), aberrant), snakemake.output)

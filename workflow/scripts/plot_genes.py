@@ -26,7 +26,7 @@ from figure_style import (
     shorten,
     style,
 )
-from job import job, read_json
+from job import job, read_json, read_tsv
 
 SIDES = {"up": ANOMALY, "down": BLUE}
 STEPS = {"counts": (0.05, 0.05), "volcano": (0.1, 0.2)}  # of the places in density.tsv
@@ -361,10 +361,10 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         source = snakemake.input
         hits, top = pd.read_parquet(source.hits), pd.read_parquet(source.top)
-        density = pd.read_csv(source.density, sep="\t")
+        density = read_tsv(source.density)
         # A sample or a gene may be called NA or 7.
         texts = dict.fromkeys(("cell_id", "sample", "top_gene"), str)
-        outliers = pd.read_csv(source.outliers, sep="\t", dtype=texts, keep_default_na=False)
+        outliers = read_tsv(source.outliers, dtype=texts, keep_default_na=False)
         summary = read_json(source.summary)
         save_figure(*draw(hits, density, top, outliers, summary), snakemake.output)
         log.info("%d outlier genes", len(hits))

@@ -19,7 +19,7 @@ from figure_style import (
     shorten,
     style,
 )
-from job import job
+from job import job, read_tsv
 
 MOST_PATTERNS = 20  # the largest; patterns.tsv has them all
 MOST_GENES = 60  # columns that still can be read at 183 mm
@@ -228,9 +228,9 @@ if __name__ == "__main__":
     with job(snakemake) as log:
         source = snakemake.input
         # A sample, a group or a gene may be called NA or 7.
-        text = {"sep": "\t", "keep_default_na": False, "dtype": dict.fromkeys(TEXTS, str)}
+        text = {"keep_default_na": False, "dtype": dict.fromkeys(TEXTS, str)}
         names = ("patterns", "markers", "sizes", "splits")
-        patterns, markers, sizes, splits = (pd.read_csv(source[name], **text) for name in names)
+        patterns, markers, sizes, splits = (read_tsv(source[name], **text) for name in names)
         residuals, cells = (pd.read_parquet(source[name]) for name in ("residuals", "cells"))
         drawn = draw(
             patterns, markers, residuals, sizes, cells, splits, snakemake.params.observations

@@ -19,7 +19,7 @@ from figure_style import (
     save_figure,
     style,
 )
-from job import job, read_json
+from job import job, read_json, read_tsv
 
 PANELS = {
     "kl": ("KL to the prior", "KL ± 2 s.e. (nats per {one})"),
@@ -118,7 +118,7 @@ def read_thresholds(summary: dict) -> dict[str, float]:
 if __name__ == "__main__":
     with job(snakemake) as log:
         evidence = pd.read_parquet(snakemake.input.evidence)
-        elbo = pd.read_csv(snakemake.input.elbo, sep="\t")
+        elbo = read_tsv(snakemake.input.elbo)
         summary = read_json(snakemake.input.summary)
         drawn = draw(evidence, elbo, read_thresholds(summary), snakemake.params.observations)
         save_figure(*drawn, snakemake.output)

@@ -16,7 +16,7 @@ from figure_style import (
     save_figure,
     style,
 )
-from job import job, read_json
+from job import job, read_json, read_tsv
 
 
 def _mark(ax: Axes, x: pd.Series, y: pd.Series, curve: pd.DataFrame) -> None:
@@ -89,7 +89,7 @@ def draw(
 
 if __name__ == "__main__":
     with job(snakemake) as log:
-        curve = pd.read_csv(snakemake.input.curve, sep="\t")
+        curve = read_tsv(snakemake.input.curve)
         summary = read_json(snakemake.input.summary)
         save_figure(*draw(curve, summary, snakemake.params.observations), snakemake.output)
         log.info("%d betas", len(curve))

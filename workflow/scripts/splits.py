@@ -42,6 +42,18 @@ def split_cells(
     ------
     InputError: no reference or no query cells; by donor without usable donors; a split too small.
     """
+    reference = _reference(obs)
+    by = _unit(obs[reference], settings)
+    fractions = (settings["validation"], settings["calibration"])
+    part = _split_by_donor if by == "donor" else _split_by_cell
+    split = np.full(len(obs), "query", dtype=object)
+    split[reference] = part(obs[reference], *fractions, seed)
+    _refuse_small(_sizes(split), by, at_least)
+    return split, by, _warnings(obs, reference, by)
+
+
+def _reference(obs: pd.DataFrame) -> np.ndarray:
+    """Which cells are reference; InputError where all are, or none."""
     reference = obs["role"].to_numpy() == "reference"
     if not reference.any():
         raise InputError(
@@ -53,13 +65,35 @@ def split_cells(
             "(role may be obs:COLUMN where one file holds both), or role reference to every sample "
             "to rank all cells among themselves"
         )
-    by = _unit(obs[reference], settings)
-    fractions = (settings["validation"], settings["calibration"])
-    part = _split_by_donor if by == "donor" else _split_by_cell
-    split = np.full(len(obs), "query", dtype=object)
-    split[reference] = part(obs[reference], *fractions, seed)
-    _refuse_small(split, by, at_least)
-    return split, by, _warnings(obs, reference, by)
+    return reference
+
+
+def check_before_filtering(
+    obs: pd.DataFrame, settings: dict, n_folds: int, at_least: dict[str, int] = MIN_CELLS
+) -> list[str]:
+    """Refuse what :func:`split_cells` or :func:`fold_cells` would, whichever cells are dropped.
+
+    ``obs``: role, and where given donor and batch, of all cells before any is filtered out. Returns
+    the warnings; raises InputError.
+    """
+    reference = np.ones(len(obs), dtype=bool) if n_folds else _reference(obs)
+    by = _unit(obs[reference], settings, *([n_folds, f"the {n_folds} folds"] if n_folds else []))
+    n = int(reference.sum())
+    if n_folds:
+        n_validation = len(_systematic(n, settings["validation"]))
+        sizes = {"train": n - n_validation, "validation": n_validation}
+        # The first fold holds out most of each.
+        sizes = {name: size - -(-size // n_folds) for name, size in sizes.items()}
+        at_least = {name: at_least[name] for name in sizes}
+    else:
+        validation, calibration = settings["validation"], settings["calibration"]
+        n_held = len(_systematic(n, validation + calibration))
+        n_validation = len(_systematic(n_held, validation / (validation + calibration)))
+        sizes = {"train": n - n_held, "validation": n_validation}
+        sizes["calibration"] = n_held - n_validation
+    if by == "cell":  # of whole donors the shares follow from who is left
+        _refuse_small(sizes, by, at_least)
+    return [] if n_folds else _warnings(obs, reference, by)
 
 
 def fold_cells(
@@ -101,7 +135,7 @@ def fold_cells(
             fold[members] = np.arange(len(members)) % n_folds + 1
     needed = {name: at_least[name] for name in ("train", "validation")}
     for held in range(1, n_folds + 1):
-        _refuse_small(split[fold != held], by, needed)
+        _refuse_small(_sizes(split[fold != held]), by, needed)
     return split, fold, by
 
 
@@ -197,10 +231,14 @@ def _fill(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> tuple[np.
     return split, float(np.abs(missing).max())
 
 
-def _refuse_small(split: np.ndarray, by: str, at_least: dict[str, int]) -> None:
+def _sizes(split: np.ndarray) -> dict[str, int]:
+    return {name: int((split == name).sum()) for name in set(split)}
+
+
+def _refuse_small(sizes: dict[str, int], by: str, at_least: dict[str, int]) -> None:
     shares = " and ".join(f"preprocess.split.{name}" for name in at_least if name != "train")
     for name, least in at_least.items():
-        n = int((split == name).sum())
+        n = sizes.get(name, 0)
         if n < least:
             hint = " or split by cell (preprocess.split.by)" if by == "donor" else ""
             raise InputError(
@@ -213,9 +251,16 @@ def _warnings(obs: pd.DataFrame, reference: np.ndarray, by: str) -> list[str]:
     warnings = []
     batches, donors = labels(obs, "batch"), labels(obs, "donor")
     only_query = sorted(set(batches[~reference]) - set(batches[reference]) - {""})
-    if only_query:
+    known, shared = set(batches) - {""}, set(batches[reference]) & set(batches[~reference]) - {""}
+    if len(known) > 1 and only_query and not shared:
         warnings.append(
-            f"batch {', '.join(only_query)} is in the query only, so its batch effect looks like "
+            f"no batch holds both reference and query (query: {_listed(only_query)}), so effects "
+            "of the batch and anomalies cannot be told apart, and the false discovery rate does "
+            "not hold; bring reference cells of the query's batches"
+        )
+    elif only_query:
+        warnings.append(
+            f"batch {_listed(only_query)} is in the query only, so its batch effect looks like "
             "anomalies; add reference cells of that batch"
         )
     new_donors = sorted(set(donors[~reference]) - set(donors[reference]) - {""})
@@ -226,3 +271,7 @@ def _warnings(obs: pd.DataFrame, reference: np.ndarray, by: str) -> list[str]:
             "more donors and split by donor"
         )
     return warnings
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -224,14 +224,14 @@ def wrapped(line: str) -> str:
 
 
 def last_words(run: str, since: float) -> str:
-    """The error line of each job that failed after ``since`` (s), and what to do."""
+    """The error lines of each job that failed after ``since`` (s), and what to do."""
     lines = []
     for path in sorted(Path(run, "logs").rglob("*.log")):
         text = path.read_text(encoding="utf-8") if path.stat().st_mtime >= since else ""
         errors = [line.split(" ERROR ", 1)[1] for line in text.splitlines() if " ERROR " in line]
         if "\nTraceback " in text:
             errors = [f"{path}: {errors[-1]}; it is a fault of anomics, please report this file"]
-        lines += errors[-1:]
+        lines += errors
     if not any("the same command" in line for line in lines):
         lines.append("What is done stays done: mend it, and the same command goes on from here.")
     return "\n".join(["", *map(printable, lines)])

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from design import Design, make_design
+from design import Design, check_latent, make_design
 from job import (
     InputError,
     Terminated,
@@ -298,6 +298,7 @@ if __name__ == "__main__":
             params.fold,
             snakemake.input.get("held") or "",
         )
+        check_latent(settings["n_latent"], len(inputs.genes))
         design = make_design(inputs.cells, settings)
         inputs = inputs.with_design(design)
         plan = training_plan(settings, params.seed)

@@ -8,7 +8,7 @@ import pandas as pd
 
 import finding_columns as of_finding
 import stage_columns as of_stages
-from job import job, read_json, write_atomically
+from job import job, read_json, read_tsv, write_atomically
 from methods import methods_paragraphs, write_methods
 from provenance import package_versions
 from references import cited_in
@@ -84,17 +84,15 @@ def read_summaries(paths: Iterable[str | Path]) -> list[dict]:
 
 def read_sample_table(path: str | Path) -> pd.DataFrame:
     """A table with a column of samples, of which one may be called NA or null."""
-    return pd.read_csv(path, sep="\t", dtype={"sample": str}, keep_default_na=False)
+    return read_tsv(path, dtype={"sample": str}, keep_default_na=False)
 
 
 def read_texts(path: str | Path) -> pd.DataFrame:
     """A table in which only numbers can be missing: NA, or nan, in a column of text is a name."""
-    header = pd.read_csv(path, sep="\t", nrows=0).columns
+    header = read_tsv(path, nrows=0).columns
     texts = [name for name in header if name in TEXTS]
     kept = {name: [] if name in texts else ["NA", ""] for name in header}
-    return pd.read_csv(
-        path, sep="\t", dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=kept
-    )
+    return read_tsv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=kept)
 
 
 def describe_selection(preprocess: dict) -> str:
@@ -255,11 +253,10 @@ if __name__ == "__main__":
         files, config = snakemake.input, snakemake.params.config
         tables = {name: pd.read_parquet(files[name]) for name in ("cells", "evidence")}
         tables |= {name: read_sample_table(files[name]) for name in ("splits", "samples_library")}
-        tables |= {name: pd.read_csv(files[name], sep="\t") for name in ("elbo", "channels")}
+        tables |= {name: read_tsv(files[name]) for name in ("elbo", "channels")}
         # A group may be called NA or 7; a group of one cell has no standard error.
-        tables["gaps"] = pd.read_csv(
+        tables["gaps"] = read_tsv(
             files.gaps,
-            sep="\t",
             dtype={"group": str},
             keep_default_na=False,
             na_values={"gap_se": ["NA"]},
@@ -269,7 +266,7 @@ if __name__ == "__main__":
             tables[name] = read_texts(files[name])
         for name in ("comparison", "curve", "pairs", "check"):
             if files[name]:
-                tables[name] = pd.read_csv(files[name][0], sep="\t")
+                tables[name] = read_tsv(files[name][0])
         summaries = read_summaries(files.summaries)
         versions = package_versions(snakemake.params.versions)
         methods, bibtex = write_methods(config, summaries)
