@@ -54,7 +54,8 @@ test-cluster: $(VENV)/slurm/done
 
 docs: $(VENV)/test.done
 	@PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=tests:workflow/scripts sh -c \
-		'python docs/generate/config_page.py && python docs/generate/rules_page.py'
+		'python docs/generate/config_page.py && python docs/generate/rules_page.py && \
+		python tests/messages.py'
 
 gallery: run
 	@$(BIN)/python docs/generate/gallery.py results/example

@@ -1,12 +1,9 @@
-"""Every message that a test provokes, with what provokes it: the table of the troubleshooting page.
-
-    python tests/messages.py        prints it as Markdown
+"""Every message that a test provokes, with what provokes it: docs/messages.md, by ``make docs``.
 
 The cases stand in the test files; an ellipsis in a message stands for what differs from run to run.
 """
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,9 +32,19 @@ def cases() -> Iterator[tuple[str, dict[str, str]]]:
         yield heading, {name: message for name, (_, message) in registry.items()}
 
 
-def table() -> str:
+HEAD = """<!-- Made by `make docs` from the cases of the tests. -->
+
+# Messages
+
+What wrong input brings about, as the tests provoke it; `…` stands for what differs from run to run.
+What to do about the frequent ones: [troubleshooting](troubleshooting.md).
+"""
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "messages.md"
+
+
+def page() -> str:
     """All of them as Markdown."""
-    lines = []
+    lines = [HEAD]
     for heading, messages in cases():
         lines += [f"## {heading}", "", "| given | said |", "|---|---|"]
         lines += [
@@ -48,5 +55,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "workflow" / "scripts"))
-    print(table(), end="")
+    PAGE.write_text(page(), encoding="utf-8")

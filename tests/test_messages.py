@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from messages import cases, is_said, table
+from messages import PAGE, cases, is_said, page
 from test_check_inputs import WARNINGS
 
 ALL = [(name, message) for _, messages in cases() for name, message in messages.items()]
@@ -19,9 +19,11 @@ def test_a_message_is_one_line_that_says_where_what_and_what_to_do(name, message
     assert is_key or re.search("; |must be |may hold |must not |did you mean|it has: ", message)
 
 
-def test_the_table_has_a_row_for_each_case():
-    rows = [line for line in table().splitlines() if line.startswith("| ")]
-    assert len(rows) == len(ALL) + table().count("| given | said |")
+def test_the_page_is_fresh_and_has_a_row_for_each_case():
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == page(), "run make docs"
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == len(ALL) + text.count("| given | said |")
     assert all(line.count("|") == 3 for line in rows)
 
 
