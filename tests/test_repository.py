@@ -265,6 +265,17 @@ def test_every_script_has_a_test_file(script):
     assert (ROOT / "tests" / f"{TESTED_TOGETHER.get(script, f'test_{script}')}.py").exists()
 
 
+def test_tables_are_written_and_read_in_one_place():
+    """So that none has formulas for a spreadsheet, and none is read with the apostrophes."""
+    by_pandas = {path.stem for path in SCRIPTS if re.search(r"\.(to|read)_csv\(", path.read_text())}
+    assert by_pandas == {"job", "cell_ranger", "dense_formats"}, "these two read users' files"
+
+
+def test_no_rule_has_a_shell_command():
+    for name, body in RULES.items():
+        assert not re.search(r"^\s*shell:", body, re.MULTILINE), name
+
+
 def test_the_model_imports_numbers_only():
     allowed = {"numpy", "numba", "scipy", "h5py", "torch", "safetensors", "omics_vae"}
     allowed |= sys.stdlib_module_names

@@ -91,7 +91,7 @@ def write_gz_without_end() -> Path:
     path = Path("a.csv.gz")
     with gzip.open(path, "wb", compresslevel=9) as file:
         file.write(b",".join([b"", *(b"g%d" % i for i in range(5000))]) + b"\n")
-        for _ in range(100):
+        for _ in range(200):
             file.write((b"c" + b",0" * 5000 + b"\n") * 40)
     return path
 
