@@ -43,21 +43,21 @@ def test_after_a_run_there_is_nothing_to_be_done(finished):
 
 def test_before_a_run_all_jobs_are_not_made_yet(tmp_path):
     found = asked(WorkflowCopy.make(tmp_path / "new"))
-    assert found.splitlines()[0] == "31 of 31 jobs would run."
+    assert found.splitlines()[0] == "32 of 32 jobs would run."
     assert re.findall(r"^\S.*:$", found, re.MULTILINE) == ["not made yet:"]
 
 
 def test_an_edited_module_is_named_with_the_rules_that_import_it(twin):
     with open(twin.folder / "workflow/scripts/omics_vae/training.py", "a") as module:
         module.write("# a comment\n")
-    assert asked(twin).splitlines()[0] == "23 of 31 jobs would run."
+    assert asked(twin).splitlines()[0] == "24 of 32 jobs would run."
     assert causes(twin) == {
         "workflow/scripts/omics_vae/training.py was edited": "train_vae (seed1, seed1-group), "
         "prune_latent (seed1, seed1-group)",
         "an earlier stage runs again": "plot_training, embed_cells (seed1, seed1-group), "
         "measure_evidence, plot_pruning, choose_held_group, compute_umap (seed1), "
         "detect_anomalies, score_doublets, plot_anomalies, plot_latent, score_genes, "
-        "explain_anomalies, annotate_counts, plot_patterns, check_injected, plot_check, "
+        "explain_anomalies, plot_genes, annotate_counts, plot_patterns, check_injected, plot_check, "
         "write_report, record_run",
     }
 
