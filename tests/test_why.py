@@ -57,8 +57,8 @@ def test_an_edited_module_is_named_with_the_rules_that_import_it(twin):
         "an earlier stage runs again": "plot_training, embed_cells (seed1, seed1-group), "
         "measure_evidence, plot_pruning, choose_held_group, compute_umap (seed1), "
         "detect_anomalies, score_doublets, plot_anomalies, plot_latent, score_genes, "
-        "explain_anomalies, plot_genes, annotate_counts, plot_patterns, check_injected, plot_check, "
-        "write_report, record_run",
+        "explain_anomalies, plot_genes, annotate_counts, plot_patterns, check_injected, "
+        "plot_check, write_report, record_run",
     }
 
 
