@@ -288,6 +288,14 @@ def test_donors_have_a_panel_unless_they_are_the_samples():
     assert not plot_anomalies.has_donors(cells.assign(donor=""))
 
 
+def test_donors_of_the_reference_alone_have_no_panel(run):
+    cells = pd.read_parquet(run / "anomaly/cells.parquet")
+    number = np.where(np.arange(len(cells)) % 3, "a", "b")
+    cells["donor"] = np.where(cells["split"] == "query", "", number)
+    _, table, _ = plot_anomalies.draw(cells, read_json(run / "anomaly/summary.json"))
+    assert set(table["panel"]) == set("abcd")
+
+
 def test_anomalies_of_each_donor_have_their_interval(run, drawn):
     cells = pd.read_parquet(run / "anomaly/cells.parquet")
     donor = pd.Series(np.where(np.arange(len(cells)) % 3, "a", "b"), cells["cell_id"], name="donor")

@@ -594,9 +594,9 @@ def test_a_change_inside_a_folder_is_seen(twin):
     """Snakemake itself looks at a folder's date only, which an overwritten file does not change."""
     folder = twin.folder / "data" / "third"
     folder.mkdir()
-    (folder / "genes.tsv").write_text("".join(f"ID{g}\tGENE{g}\n" for g in range(3)))
+    (folder / "genes.tsv").write_text("".join(f"ID{g}\tGENE{g}\n" for g in range(5)))
     (folder / "barcodes.tsv").write_text("A\nB\n")
-    head = "%%MatrixMarket matrix coordinate integer general\n3 2 2\n"
+    head = "%%MatrixMarket matrix coordinate integer general\n5 2 2\n"
     (folder / "matrix.mtx").write_text(head + "1 1 5\n2 2 5\n")
     twin.write_samples(*SAMPLES, "third data/third query")
     target = "results/small/import/third.h5ad"

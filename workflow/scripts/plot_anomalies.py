@@ -186,7 +186,7 @@ def _draw_shares(ax: Axes, table: pd.DataFrame, of: str, observations: str) -> N
 
 
 def has_donors(cells: pd.DataFrame) -> bool:
-    """Whether donors are known, and are not the samples by another name."""
+    """Whether donors of these cells are known, and are not the samples by another name."""
     known = cells.loc[cells["donor"] != "", ["donor", "sample"]].drop_duplicates()
     return len(known) > 0 and (known["donor"].duplicated() | known["sample"].duplicated()).any()
 
@@ -229,7 +229,7 @@ def draw(
     is_flagged = (cells["split"] == "query") & cells["is_anomaly"]
     cells = cells.assign(use=cells["split"].astype(str).mask(is_flagged, FLAGGED))
     query = cells[cells["split"] == "query"]
-    of = ["sample", *(["donor"] if has_donors(cells) else [])]
+    of = ["sample", *(["donor"] if has_donors(query) else [])]
     by = {name: shares(query[query[name] != ""], name) for name in of}
     # The lists of samples and of donors side by side below the other panels.
     height = rows_height(max(len(table) for table in by.values()), 26.0)
