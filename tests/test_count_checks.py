@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import anndata
 import h5py
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from count_checks import as_counts
+from count_checks import as_counts, check_orientation
 from count_files import (
     CELLS,
     COUNTS,
@@ -283,3 +284,11 @@ def test_a_pickle_in_a_zarr_store_is_never_loaded(tmp_path):
     with pytest.raises(InputError, match=r"a\.zarr"):
         open_counts(path).read()
     assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("cell", ["ACGTACGTACGTAC", "ACGTACGTACGTAC-1", "ctrl_ACGTACGTACGTAC-1"])
+def test_barcodes_as_columns_say_that_rows_are_genes(cell):
+    genes, cells = pd.Index(["NOC2L", "HES4"]), pd.Index([cell])
+    check_orientation(cells, genes, Path("a.csv"), "csv")
+    with pytest.raises(InputError, match=r"its rows are genes.*write transposed"):
+        check_orientation(genes, cells, Path("a.csv"), "csv")

@@ -24,7 +24,7 @@ LARGEST_COUNT = np.iinfo(np.int32).max
 # A cell with the name of a gene, or a gene with that of a cell: the table has genes as rows.
 GENES_IN_EVERY_CELL = {"ACTB", "GAPDH", "MALAT1", "Actb", "Gapdh", "Malat1"}
 GENE_ID = re.compile(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
-BARCODE = re.compile(r"[ACGT]{12,}(-\d+)?")
+BARCODE = re.compile(r"(\w+[_-])?[ACGT]{12,}(-\d+)?")  # with the sample in front, or not
 
 
 @contextmanager
