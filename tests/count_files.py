@@ -78,7 +78,9 @@ def write_10x_mtx(folder: Path, version: int = 3, counts=COUNTS, types=TYPES) ->
     (folder / "barcodes.tsv").write_text("".join(f"{cell}\n" for cell in CELLS))
     if version == 3:
         for plain in list(folder.iterdir()):
-            plain.with_name(f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+            plain.with_name(f"{plain.name}.gz").write_bytes(
+                gzip.compress(plain.read_bytes(), mtime=0)
+            )
             plain.unlink()
     return folder
 
@@ -101,26 +103,29 @@ def write_table(path: Path, counts=COUNTS, separator=",", corner=("",), cells=CE
         separator.join([cell, *map(str, row)]) for cell, row in zip(cells, counts, strict=True)
     ]
     text = "\n".join(lines) + "\n"
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    path.write_bytes(
+        gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode()
+    )
     return path
 
 
+# A file of each form in every format, by the end of its name, with any counts of CELLS and GENES.
 WRITERS = {
-    "v2.h5": write_10x_h5_v2,
-    "v3.h5": write_10x_h5_v3,
-    "mtx_v3": write_10x_mtx,
-    "mtx_v2": lambda path: write_10x_mtx(path, version=2),
-    "mtx_v2_genome": lambda path: write_10x_mtx(path / "hg19", version=2).parent,
-    "csr.h5ad": write_h5ad,
-    "csc_int64.h5ad": lambda path: write_h5ad(path, X=sparse.csc_matrix(COUNTS)),
-    "dense_float.h5ad": lambda path: write_h5ad(path, X=COUNTS.astype(np.float64)),
-    "array.h5ad": lambda path: write_h5ad(path, X=sparse.csr_array(COUNTS)),
-    "csr.zarr": write_zarr,
-    "dense.zarr": lambda path: write_zarr(path, X=COUNTS),
+    "v2.h5": lambda path, counts: write_10x_h5_v2(path, {"hg19": counts}),
+    "v3.h5": lambda path, counts: write_10x_h5_v3(path, counts=counts),
+    "mtx_v3": lambda path, counts: write_10x_mtx(path, counts=counts),
+    "mtx_v2": lambda path, counts: write_10x_mtx(path, version=2, counts=counts),
+    "mtx_v2_genome": lambda path, counts: write_10x_mtx(path / "hg19", 2, counts).parent,
+    "csr.h5ad": lambda path, counts: write_h5ad(path, X=sparse.csr_matrix(counts)),
+    "csc_int64.h5ad": lambda path, counts: write_h5ad(path, X=sparse.csc_matrix(counts)),
+    "dense_float.h5ad": lambda path, counts: write_h5ad(path, X=counts.astype(np.float64)),
+    "array.h5ad": lambda path, counts: write_h5ad(path, X=sparse.csr_array(counts)),
+    "csr.zarr": lambda path, counts: write_zarr(path, X=sparse.csr_matrix(counts)),
+    "dense.zarr": lambda path, counts: write_zarr(path, X=counts),
     "store.loom": write_loom,
     "table.csv": write_table,
     "table.csv.gz": write_table,
-    "from_r.csv": lambda path: write_table(path, corner=()),
-    "table.tsv": lambda path: write_table(path, separator="\t"),
-    "table.txt.gz": lambda path: write_table(path, separator="\t"),
+    "from_r.csv": lambda path, counts: write_table(path, counts, corner=()),
+    "table.tsv": lambda path, counts: write_table(path, counts, separator="\t"),
+    "table.txt.gz": lambda path, counts: write_table(path, counts, separator="\t"),
 }

@@ -9,6 +9,7 @@ in one line that names it. All else is a fault: another exception, a crash, a ha
 """
 
 import argparse
+import copy
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from multiprocessing import connection, get_context
 from pathlib import Path
 
@@ -26,11 +28,11 @@ from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
 import malformed
-from configuration import ConfigurationError, check_config, read_config, read_samples
+from configuration import ConfigurationError, check_run, read_config
+from conftest import ROOT
 from import_counts import import_counts, write_counts
 from job import InputError, one_line
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS, BYTES = 10, 2 * 2**30
 # Other jobs of the machine may hold up a worker that computes for less.
 PATIENCE = 30 * SECONDS
@@ -43,26 +45,37 @@ def give(kind: str, path: Path, directly: bool) -> str:
 
     ``directly``: not in a process of its own, as the pipeline does.
     """
+    names = (str(path),)
     try:
-        if kind == "config":
-            config = load_configfile(ROOT / "config.yaml")
-            update_config(config, read_config(str(path)))
-            check_config(config, str(ROOT / "workflow/schemas/config.schema.yaml"))
-        elif kind == "sample_table":
-            Path("counts.h5ad").touch()
-            read_samples(str(path), set(), {})
-        else:
+        if kind in malformed.FORMATS:
             row = ROW | {"path": str(path), "format": kind}
             read = write_counts if directly else import_counts
             read(str(path), row, "Gene Expression", str(path.parent / "imported.h5ad"))
+        else:
+            os.chdir(path.parent)
+            names = ("config: ", "my.yaml: ")
+            config = read_as_snakemake()
+            names = ("config: ", str(ConfigurationError([f"{config['samples']}"]))[:50])
+            check_run(config, str(malformed.SCHEMA), set(), {})
         return "read"
     except ConfigurationError as error:
-        names = ("config: ", f"{path}: ")
-        lines = str(error).split("\n")
-        return "refused" if all(_is_line(line, names) for line in lines) else f"says: {error}"
+        lines = error.faults
     except InputError as error:
         lines = [one_line(line) for line in error.lines]  # as the job logs them
-        return "refused" if all(_is_line(line, (str(path),)) for line in lines) else f"says {lines}"
+    return "refused" if all(_is_line(line, names) for line in lines) else f"says {lines}"
+
+
+def read_as_snakemake() -> dict:
+    """my.yaml as it comes to the Snakefile by ``make run``."""
+    read_config("my.yaml")
+    config = copy.deepcopy(_defaults())
+    update_config(config, load_configfile("my.yaml"))
+    return config
+
+
+@cache
+def _defaults() -> dict:
+    return load_configfile(ROOT / "config.yaml")
 
 
 def _is_line(text: str, starts: tuple[str, ...]) -> bool:

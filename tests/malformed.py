@@ -2,22 +2,28 @@
 
 ``mutate(kind, number, folder)`` writes input ``number`` of a kind, the same each time. What is done
 knows the format where that is cheap: objects and attributes of HDF5, the JSON of zarr, the tokens
-of text, the members of a folder; and for every format it is bytes too.
+of text, the members of a folder; and for every format it is bytes too. A config or sample table is
+another one for each input, and often nothing is done to it.
 """
 
 import gzip
 import json
 import os
 import shutil
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
+import yaml
+from hypothesis import strategies as st
 
-from count_files import WRITERS
+import generated
+from conftest import ROOT
+from count_files import COUNTS, WRITERS
 
-# The good files of each kind, written once.
+# The good files of each kind, written once. Config and table are drawn, other ones for each input.
 SEEDS = {
     "10x_h5": ("v2.h5", "v3.h5"),
     "10x_mtx": ("mtx_v3", "mtx_v2", "mtx_v2_genome"),
@@ -26,10 +32,17 @@ SEEDS = {
     "loom": ("store.loom",),
     "csv": ("table.csv", "table.csv.gz", "from_r.csv"),
     "tsv": ("table.tsv", "table.txt.gz"),
-    "config": ("config.yaml",),
-    "sample_table": ("samples.tsv",),
+    "config": (),
+    "sample_table": (),
 }
 FORMATS = tuple(SEEDS)[:7]
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+CONFIGS = generated.studies(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+TABLES = generated.tables("counts.h5ad")
+STUDIES = {
+    "config": st.tuples(generated.texts(CONFIGS), TABLES),
+    "sample_table": st.tuples(CONFIGS.map(yaml.safe_dump), TABLES),
+}
 HOSTILE = (
     *("", " ", "\0", "a\0b", "a\nb", "\r\n", "\t", "..", ".", "../../x", "/", "a/b", "/etc/passwd"),
     *("=cmd()", "+1", "-1", "@x", "'", '"', '"""', "`id`", "$(id)", "; ls", "{sample}", "{{x}}"),
@@ -58,26 +71,6 @@ HOSTILE = (
     *("https://x/y.h5ad", "s3://b/k", "file:///etc/passwd", "/dev/zero", "obs:role", "reference"),
 )
 NUMBERS = (0, 1, 2, -1, 3, 255, 2**15, 2**31 - 1, 2**31, -(2**31), 2**32, 2**62, 2**63 - 1)
-SETTINGS = """\
-run: small
-samples: samples.tsv
-seed: 3
-train:
-  n_latent: 4
-  likelihood: nb
-  covariates: [batch]
-preprocess:
-  filter_cells: {min_counts: 10, max_mito: null}
-  split: {validation: 0.2, calibration: 0.3}
-rate_distortion:
-  betas: [0.5, 2]
-"""
-TABLE = """\
-sample\tpath\trole\tformat\tbatch\tsha256
-healthy\tcounts.h5ad\treference\th5ad\tone\t
-patient\tcounts.h5ad\tquery\t\ttwo\t
-other\tcounts.h5ad\tobs:role\t\tobs:lane\t
-"""
 
 
 def write_old_h5ad(path: Path) -> Path:
@@ -119,14 +112,10 @@ def write_many_h5ad(path: Path) -> Path:
 def write_seed(name: str, folder: Path) -> Path:
     """A good file of that name."""
     path = folder / name
-    if name == "config.yaml":
-        path.write_text(SETTINGS)
-    elif name == "samples.tsv":
-        path.write_text(TABLE)
-    elif name in ("many.h5ad", "old.h5ad"):
+    if name in ("many.h5ad", "old.h5ad"):
         {"many.h5ad": write_many_h5ad, "old.h5ad": write_old_h5ad}[name](path)
     else:
-        WRITERS[name](path)
+        WRITERS[name](path, COUNTS)
     return path
 
 
@@ -135,6 +124,8 @@ def mutate(kind: str, number: int, seeds: Path, folder: Path) -> Path:
     rng = np.random.default_rng([tuple(SEEDS).index(kind), number])
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    if not SEEDS[kind]:
+        return draw_study(kind, number, rng, folder)
     good = seeds / SEEDS[kind][rng.integers(len(SEEDS[kind]))]
     path = folder / good.name
     (shutil.copytree if good.is_dir() else shutil.copyfile)(good, path)
@@ -145,6 +136,19 @@ def mutate(kind: str, number: int, seeds: Path, folder: Path) -> Path:
             mutate_hdf5(path, rng)
         else:
             mutate_file(path, rng)
+    return path
+
+
+def draw_study(kind: str, number: int, rng, folder: Path) -> Path:
+    """A config and its sample table, each value right by itself; some then mutated."""
+    config, samples = generated.drawn(STUDIES[kind], number)
+    (folder / "my.yaml").write_text(config, encoding="utf-8")
+    (folder / "samples.tsv").write_text(generated.table_text(samples), encoding="utf-8")
+    (folder / "counts.h5ad").touch()
+    (folder / "genes.txt").write_text("CD3E\n")
+    path = folder / {"config": "my.yaml", "sample_table": "samples.tsv"}[kind]
+    if rng.random() < 0.4:
+        mutate_file(path, rng)
     return path
 
 
@@ -198,9 +202,9 @@ def mutate_file(path: Path, rng) -> None:
     if data[:2] == b"\x1f\x8b" and rng.random() < 0.7:
         try:
             inside = gzip.decompress(data)
-        except Exception:
+        except (OSError, EOFError, zlib.error):
             inside = b""
-        path.write_bytes(gzip.compress(mutate_text(inside, rng), 1))
+        path.write_bytes(gzip.compress(mutate_text(inside, rng), 1, mtime=0))
         return
     is_text = path.suffix in (".csv", ".tsv", ".mtx", ".yaml", ".json") or path.name[0] == "."
     if is_text and rng.random() < 0.8:

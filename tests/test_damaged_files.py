@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from scipy import sparse
 
 from damaged_files import READERS, first_damaged
+from messages import is_said
 
 
 @pytest.fixture
@@ -31,16 +32,24 @@ def test_whole_files_are_not_blamed(whole):
     assert first_damaged(whole.values()) == ""
 
 
+FAULTS = {
+    name: (kept, "…: is damaged (…); delete it and run the same command again")
+    for name, kept in {
+        "an empty file among the results": 0,
+        "half a file among the results": 0.5,
+        "a file among the results without its end": 0.98,
+    }.items()
+}
+
+
 @pytest.mark.parametrize("suffix", READERS)
-@pytest.mark.parametrize("kept", [0, 0.5, 0.98])
-def test_half_a_file_is_named_with_the_mend(whole, suffix, kept):
-    path = whole[suffix]
+@pytest.mark.parametrize("name", FAULTS)
+def test_half_a_file_is_named_with_the_mend(name, whole, suffix):
+    path, (kept, expected) = whole[suffix], FAULTS[name]
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
     line = first_damaged(whole.values())
-    assert line.startswith(f"{path}: is damaged (")
-    assert line.endswith("); delete it and run the same command again")
-    assert "\n" not in line
+    assert line.startswith(f"{path}: is damaged (") and is_said(expected, line)
 
 
 def test_a_spoilt_block_within_is_found(whole):

@@ -89,21 +89,19 @@ def test_counts_that_float32_does_not_hold_are_said(tmp_path):
         assert len(said) == n_warnings
 
 
-def test_errors_name_the_column_and_the_mend():
-    with pytest.raises(InputError, match=r"no column 'patent', .*donor; did you mean patient"):
-        describe_cells(OBS, row(donor="obs:patent"), "a.h5ad")
-    with pytest.raises(InputError, match=r"no column 'zzz', .*column role; it has: part, patient"):
-        describe_cells(OBS, row(role="obs:zzz"), "a.h5ad")
-    with pytest.raises(InputError, match=r"'plate' has the values 'a', 'b'; a role is reference"):
-        describe_cells(OBS, row(role="obs:plate"), "a.h5ad")
-    with pytest.raises(InputError, match=r"unknown role 'control'; write reference, query or obs:"):
-        describe_cells(OBS, row(role="control"), "a.h5ad")
-    with pytest.raises(InputError, match="'plate', asked for as batch, is empty for 1 of 4 cells"):
-        describe_cells(OBS, row(batch="obs:plate"), "a.h5ad")
-    with pytest.raises(InputError, match="the role of every cell is empty"):
-        describe_cells(OBS.assign(part=np.nan), row(role="obs:part"), "a.h5ad")
-    with pytest.raises(InputError, match="column 'p_value' has a name that the pipeline uses"):
-        describe_cells(OBS, row(p_value="1"), "a.h5ad")
+def test_rounded_values_are_said_of_what_is_only_read_here(tmp_path):
+    """As of a table with genes as rows; what lies by cell is looked into before the first job."""
+    counts = np.random.default_rng(0).poisson(2, (20, 30))
+    values = np.round(counts / counts.sum(axis=1, keepdims=True) * 1e6).astype(int)
+    for name, table, n_warnings in (("raw", counts, 0), ("cpm", values, 1)):
+        path = tmp_path / f"{name}.csv"
+        pd.DataFrame(table.T, [f"g{i}" for i in range(30)], [f"c{i}" for i in range(20)]).to_csv(
+            path
+        )
+        asked = row(matrix="transposed")
+        summary = import_counts(str(path), asked, "Gene Expression", str(tmp_path / "b.h5ad"))
+        said = [w for w in summary["warnings"] if "look like counts per million, rounded" in w]
+        assert len(said) == n_warnings
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,12 @@ def test_malformed_inputs_are_read_or_refused_in_one_line(kind, fuzzed):
     assert refused > 0 and refused + read == INPUTS
 
 
+@pytest.mark.parametrize("kind", ["config", "sample_table"])
+def test_what_contradicts_is_reached_behind_what_is_malformed(kind, fuzzed):
+    """A good part is right value by value, and so goes through all checks."""
+    assert fuzzed[kind][1] >= INPUTS / 8
+
+
 @pytest.mark.parametrize("kind", malformed.SEEDS)
 def test_an_input_is_the_same_each_time(kind, tmp_path):
     """So that a fault can be found again by its number."""

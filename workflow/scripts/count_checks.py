@@ -14,10 +14,12 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 
 from job import InputError
-from transformed_counts import what_was_done
+from transformed_counts import what_was_done, what_was_rounded
 
-# Control characters, line ends, what turns the direction of writing, and halves of characters.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters, line ends, what turns the direction of writing, and what is no character.
+CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
 LONGEST_NAME = 1000
 LARGEST_COUNT = np.iinfo(np.int32).max
 
@@ -124,6 +126,17 @@ def as_counts(
     counts = sparse.csr_matrix((X.data.astype(np.int32), X.indices, X.indptr), shape=X.shape)
     counts.eliminate_zeros()
     return counts
+
+
+def warn_of_rounding(counts: sparse.csr_matrix, path: Path) -> list[str]:
+    """A line if the first cells of a file hold what was normalised and rounded."""
+    found = what_was_rounded(counts)
+    if not found:
+        return []
+    return [
+        f"{path}: the values are whole, but look like {found}, rounded; these do not scatter as "
+        "counts do, so p-values would be wrong: give the raw counts"
+    ]
 
 
 def _check_values(X, cells, genes, where, mend_fractions) -> None:

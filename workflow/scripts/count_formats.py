@@ -29,6 +29,7 @@ from count_checks import (
     check_shape,
     clean_names,
     reading,
+    warn_of_rounding,
 )
 from dense_formats import BLOCK_VALUES, HEAD_ROWS, TRANSPOSED, Unread, read_loom, read_table
 from job import InputError, collected, raise_all
@@ -83,10 +84,12 @@ class SampleFile:
             cells = self.obs.index[rows]
             yield rows, as_counts(block, cells, self.var.index, str(self.path), self._mend)
 
-    def check_first_cells(self) -> None:
-        """Raise InputError for what is wrong with the first cells, where they can be read alone."""
-        if not isinstance(self._matrix, Unread):
-            next(self.blocks(HEAD_ROWS), None)
+    def check_first_cells(self) -> list[str]:
+        """Warnings about the first cells, where they can be read alone; InputError for faults."""
+        if isinstance(self._matrix, Unread):
+            return []
+        _, block = next(self.blocks(HEAD_ROWS))
+        return warn_of_rounding(block, self.path)
 
     def _mend(self) -> str:
         return _whole_number_matrices(self.path, self.format)
@@ -176,11 +179,6 @@ def tell_format(path: Path) -> str:
 
 
 def _check_format(path: Path, format: str) -> str:
-    if format and format not in FORMATS:
-        raise InputError(
-            f"{path}: unknown format {format!r}; set the column format to one of: "
-            f"{', '.join(FORMATS)}"
-        )
     check_there(path)
     format = format or tell_format(path)
     if path.is_dir() != (format in FOLDERS):

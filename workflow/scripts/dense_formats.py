@@ -20,7 +20,7 @@ from scipy import sparse
 
 from count_checks import check_shape
 from job import InputError
-from untrusted_files import Room, open_bytes, open_hdf5
+from untrusted_files import Room, check_unpacked, open_bytes, open_hdf5
 
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 LOOM_CELLS = ("CellID", "obs_names")
@@ -120,6 +120,8 @@ def read_table(path: Path, format: str, is_transposed: bool = False, head: bool 
     names_only = head and is_transposed
     columns = header if len(header) == len(first) - 1 else header[1:]
     blocks, rows = [], []
+    if path.suffix == ".gz" and (is_transposed or not head):  # all of it is to be parsed
+        check_unpacked(path)
     with open_bytes(path) as file:
         for frame in _frames(file, path, separator, len(header), head, names_only):
             rows.extend(frame[0])
@@ -156,6 +158,10 @@ def _frames(file, path: Path, separator: str, n_columns: int, head: bool, names_
 
 def _numbers(frame: pd.DataFrame, path: Path) -> np.ndarray:
     """The table as float64; InputError names the first cell and gene without a number."""
+    if all(dtype.kind in "iuf" for dtype in frame.dtypes):
+        values = frame.to_numpy(dtype=np.float64)
+        if not np.isnan(values).any():
+            return values
     for position in range(frame.shape[1]):
         column = frame.iloc[:, position]
         is_number = column.dtype.kind in "iuf"

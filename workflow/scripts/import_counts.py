@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from checksums import verified_checksum
-from count_checks import CONTROL, LONGEST_NAME
+from count_checks import CONTROL, LONGEST_NAME, warn_of_rounding
 from count_formats import SampleFile, open_counts
 from job import InputError, collected, job, raise_all, write_json
 from own_process import in_own_process
@@ -45,8 +45,8 @@ def describe_cells(
     other columns of the file whose names mean something to the pipeline get the suffix ``_input``.
 
     Returns the table of the cells that have a role, which cells these are (bool, one a cell of
-    ``obs``), and warnings. Raises InputError with all of: a missing column, an unknown role, a
-    covariate that is empty for some cells, a column with a name of the pipeline's.
+    ``obs``), and warnings. Raises InputError with all of: a missing column, an unknown role in
+    it, a covariate that is empty for some cells, a column with a name of the pipeline's.
     """
     faults: list[str] = []
     roles, has_role = pd.Series("", index=obs.index), np.ones(len(obs), dtype=bool)
@@ -95,11 +95,6 @@ def _column(obs: pd.DataFrame, name: str, value: str, path: str) -> pd.Series:
 def _roles(obs: pd.DataFrame, role: str, path: str) -> pd.Series:
     """The role of each cell; "" where it has none."""
     if not role.startswith(FROM_OBS):
-        if role not in ROLES:
-            raise InputError(
-                f"{path}: unknown role {role!r}; write reference, query or obs:COLUMN into the "
-                "sample table"
-            )
         return pd.Series(role, index=obs.index)
     roles = as_text(_column(obs, "role", role, path)).str.strip()
     unknown = sorted(set(roles) - {*ROLES, ""})
@@ -238,6 +233,8 @@ def write_counts(path: str, row: dict[str, str], feature_type: str, output: str)
     def blocks():
         nonlocal largest
         for rows, block in file.blocks():
+            if rows.start == 0:
+                summary["warnings"] += warn_of_rounding(block, file.path)
             largest = max(largest, int(block.data.max(initial=0)))
             yield block[has_role[rows]]
 

@@ -18,9 +18,10 @@ from job import InputError, Terminated
 # Bytes beyond those of the job that any file may take, and for each byte of it. For what its
 # structure does not tell, as one long string that a million cells refer to.
 MEMORY, MEMORY_A_BYTE = 3 * 2**29, 100
-# Seconds of computing (not of waiting for a disk) for any file, and for each megabyte of it: ten
-# times what the slowest format takes, text that is packed 100 to 1.
-SECONDS, SECONDS_A_MEGABYTE = 4, 16
+# Seconds of computing (not of waiting for a disk) for any file, and for each megabyte of it: far
+# more than formats of cells and plain text take; and of a packed table twice what one of 20,000
+# genes takes that unpacks to the most that untrusted_files allows, at 6 MB of text a second.
+SECONDS, SECONDS_A_MEGABYTE, OF_A_PACKED_ONE = 4, 16, 160
 SECONDS_TO_END = 10
 PR_SET_PDEATHSIG = 1
 
@@ -33,7 +34,9 @@ def in_own_process(path: Path, size: int, work: Callable[[], object]):
     """
     fork = get_context("fork")  # nothing is imported or handed over anew
     ours, theirs = fork.Pipe(duplex=False)
-    process = fork.Process(target=_answer, args=(theirs, size, work))
+    a_megabyte = OF_A_PACKED_ONE if path.suffix == ".gz" else SECONDS_A_MEGABYTE
+    seconds = SECONDS + a_megabyte * size // 2**20
+    process = fork.Process(target=_answer, args=(theirs, size, seconds, work))
     process.start()
     theirs.close()
     try:
@@ -61,11 +64,11 @@ def in_own_process(path: Path, size: int, work: Callable[[], object]):
     raise error
 
 
-def _answer(pipe, size: int, work: Callable[[], object]) -> None:
+def _answer(pipe, size: int, seconds: int, work: Callable[[], object]) -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl:  # not to go on writing beside the next try of a job that was killed
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _limit(resource.RLIMIT_CPU, SECONDS + SECONDS_A_MEGABYTE * size // 2**20)
+    _limit(resource.RLIMIT_CPU, seconds)
     if taken := _memory_taken():
         _limit(resource.RLIMIT_AS, taken + MEMORY + MEMORY_A_BYTE * size)
     try:
