@@ -337,6 +337,11 @@ FAULTS: dict[str, tuple[Callable[[Study], None], str]] = {
         "data/patient.h5ad: obs column 'lane' has the values 'L1', 'L2'; a role is reference, "
         "query or empty",
     ),
+    "a role that every cell lacks": (
+        together(in_file(role=""), with_row(role="obs:role")),
+        "data/patient.h5ad: the role of every cell is empty; write reference or query into the "
+        "column 'role' or into the sample table",
+    ),
     "a donor that some cells lack": (
         together(in_file(donor=["D1"] * 30 + [""] * 30), with_row(donor="obs:donor")),
         "data/patient.h5ad: obs column 'donor', asked for as donor, is empty for 30 of 60 cells; "
@@ -388,13 +393,18 @@ FAULTS: dict[str, tuple[Callable[[Study], None], str]] = {
     ),
     "no reference inside the files": (
         all_of_role("query"),
-        "sample table: no reference cells are left; give role reference to trusted normal cells",
+        "sample table: no reference cells are left; give role reference to trusted normal cells, "
+        "or role query to every sample to rank all cells among themselves",
     ),
     "too few calibration cells": (
-        with_sections(
-            preprocess=SETTINGS["preprocess"] | {"split": {"validation": 0.15, "calibration": 0.05}}
+        together(
+            lambda study: setattr(study, "healthy", study.healthy[:20].copy()),
+            with_sections(
+                preprocess=SETTINGS["preprocess"]
+                | {"split": {"validation": 0.15, "calibration": 0.05}}
+            ),
         ),
-        "preprocess.split: only 8 calibration cells and 20 are needed; give more reference cells, "
+        "preprocess.split: only 1 calibration cells and 2 are needed; give more reference cells, "
         "change preprocess.split.validation and preprocess.split.calibration",
     ),
     "too few donors to split by": (
@@ -457,6 +467,18 @@ CONFOUNDED = (
     "cannot be told apart, and the false discovery rate does not hold; bring reference cells of "
     "the query's batches"
 )
+
+
+def query_alone(study: Study) -> None:
+    study.rows["healthy"]["role"] = "query"
+    study.n_folds = 2
+
+
+def small_cohort(study: Study) -> None:
+    study.sections["observations"] = "samples"
+    study.healthy, study.patient = study.healthy[:12].copy(), study.patient[:2].copy()
+
+
 WARNINGS: dict[str, tuple[Callable[[Study], None], str]] = {
     "gene symbols that a spreadsheet made dates of": (
         genes_in(["1-Mar", "2-Sep", "44531", "Dec-01"]),
@@ -479,6 +501,27 @@ WARNINGS: dict[str, tuple[Callable[[Study], None], str]] = {
         "1 donor(s) of the query are not in the reference, which was split by cell, so differences "
         "between donors may look like anomalies; give reference cells of more donors and split by "
         "donor",
+    ),
+    "few reference cells": (
+        lambda study: setattr(study, "healthy", study.healthy[:40].copy()),
+        "preprocess.split: only 22 train, 6 validation, 12 calibration cells (advised: 50, 10, "
+        "20), so only gross anomalies are found, and another seed may find others; bring more "
+        "reference cells",
+    ),
+    "samples of the query alone": (
+        query_alone,
+        "sample table: no sample has the role reference, so all cells are ranked among themselves, "
+        "without an FDR guarantee; for one bring trusted normal cells as the reference",
+    ),
+    "a bulk cohort that is small": (
+        small_cohort,
+        "12 reference samples (and 2 query): below 30 the expected counts are uncertain and only "
+        "gross outliers are found; add controls of the same tissue and protocol",
+    ),
+    "counts that were normalised and rounded": (
+        with_values(lambda x: np.round(per_cell(x, 1e6))),
+        "data/patient.h5ad: the values are whole, but look like counts per million, rounded; these "
+        "do not scatter as counts do, so p-values would be wrong: give the raw counts",
     ),
     "a column of the file that the table does not use": (
         in_file(batch="one"),
@@ -600,23 +643,15 @@ def test_whole_donors_are_not_judged_by_the_number_of_their_cells(study):
     assert study.found()["faults"] == []
 
 
-def test_a_cohort_may_be_small(study):
-    study.sections["observations"] = "samples"
-    study.healthy, study.patient = study.healthy[:12].copy(), study.patient[:2].copy()
-    found = study.found()
-    assert found["faults"] == []
-    assert found["warnings"][0].startswith("12 reference samples (and 2 query): below 30 the")
-
-
 def test_without_a_query_the_folds_are_judged(study):
     study.rows["patient"]["role"] = "reference"
     study.n_folds = 2
     assert study.found()["faults"] == []
-    study.healthy, study.patient = study.healthy[:20].copy(), study.patient[:50].copy()
+    study.healthy, study.patient = study.healthy[:4].copy(), study.patient[:6].copy()
     for name in ("healthy", "patient"):
         Path("data", f"{name}.h5ad").unlink()
     (line,) = study.found()["faults"]
-    assert line.startswith("preprocess.split: only 29 train cells and 50 are needed")
+    assert line.startswith("preprocess.split: only 4 train cells and 6 are needed")
 
 
 def test_several_processes_find_the_same(study, monkeypatch):

@@ -2,8 +2,9 @@
 
 import pytest
 
-from cohort import MIN_ROWS, check_cohort
+from cohort import MIN_SAMPLES, check_cohort
 from job import InputError
+from splits import MIN_CELLS
 
 
 @pytest.mark.parametrize(("reference", "query"), [(9, 0), (9, 50), (0, 12)])
@@ -20,4 +21,4 @@ def test_fewer_than_thirty_warn(reference, n_warnings):
 
 
 def test_the_smallest_cohort_fills_every_split():
-    assert sum(MIN_ROWS.values()) <= 10
+    assert sum(MIN_CELLS.values()) <= MIN_SAMPLES

@@ -194,8 +194,32 @@ def test_rare_genes_and_then_empty_cells_are_dropped(small_blocks):
     assert var["n_cells"].tolist() == [19, 19, 19, 19, 5]
     assert "1 cells had no count in the 5 shared genes" in warnings[0]
     assert "s1_19" in warnings[0]
-    with pytest.raises(InputError, match="no gene is seen in 30 cells"):
-        keep_seen(*sample, min_cells=30)
+
+
+FAULTS = {
+    "genes that are in too few cells, all of them": (
+        30,
+        "preprocess.select_features.min_cells: no gene is seen in 30 cells; lower it",
+    ),
+    "a sample without a count in the shared genes": (
+        5,
+        "sample s2: no cell has a count in the 5 genes that all samples share and that are in "
+        "enough cells; check its genes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_counts_of_which_nothing_is_left_give_one_line(name):
+    """The one cell of a second sample has counts of a gene that no other cell has."""
+    X = np.ones((20, 6), dtype=int)
+    X[:, 5] = 0
+    X[19] = [0, 0, 0, 0, 0, 1]
+    samples = ["s1"] * 19 + ["s2"]
+    min_cells, expected = FAULTS[name]
+    with pytest.raises(InputError) as caught:
+        keep_seen(*joined(make_sample(X, roles=["query"] * 20, sample=samples)), min_cells)
+    assert str(caught.value) == expected
 
 
 def test_cells_that_the_model_sees_as_empty_are_said(tmp_path, small_blocks):

@@ -203,8 +203,10 @@ def faults_of_folder():
 
 def faults_of_inputs(jobs):
     """What is wrong in the samples' files, if any is to be read; prints what to be warned of."""
-    due = [job for job in jobs if job.rule.name in ("import_counts", "select_features")]
-    planned = [job for job in workflow.dag.jobs if job.rule.name == "import_counts"]
+    # In a workflow that has this one as a module, rules may bear other names.
+    importing, selecting = rules.import_counts.rule, rules.select_features.rule
+    due = [job for job in jobs if job.rule in (importing, selecting)]
+    planned = [job for job in workflow.dag.jobs if job.rule == importing]
     if not due or not planned:
         return []
     # An example's file may be made again before it is read.

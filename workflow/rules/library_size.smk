@@ -28,7 +28,8 @@ rule compute_library_size:
         runtime=minutes,
     params:
         method=config["library_size"]["method"],
-        column=config["library_size"]["column"],
+        # Of a string that is no function's Snakemake would replace what is in braces.
+        column=lambda wildcards: config["library_size"]["column"],
         code=code("compute_library_size.py"),
     script:
         "../scripts/compute_library_size.py"

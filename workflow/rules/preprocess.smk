@@ -71,7 +71,8 @@ rule import_counts:
         runtime=minutes,
     params:
         row=lambda wildcards: SAMPLES[wildcards.sample],
-        feature_type=config["import"]["feature_type"],
+        # Of a string that is no function's Snakemake would replace what is in braces.
+        feature_type=lambda wildcards: config["import"]["feature_type"],
         code=code("import_counts.py"),
     script:
         "../scripts/import_counts.py"

@@ -19,6 +19,7 @@ CURVE = [f"{RUN}/rate_distortion/curve.tsv"] if BETAS else []
 PAIRS = [f"{RUN}/stability/pairs.tsv"] if OTHER_SEEDS else []
 CHECK = [f"{RUN}/check/check.tsv"] if IS_CHECKED else []
 CORRELATION = [f"{RUN}/correlation/pairs.parquet"] if IS_BULK else []
+GENE_LIST = [*filter(None, [config["preprocess"]["select_features"]["gene_list"]])]
 # What every stage says of itself, warnings included.
 SUMMARIES = [
     *expand(f"{RUN}/import/{{sample}}.summary.json", sample=SAMPLES),
@@ -397,7 +398,7 @@ rule record_run:
     input:
         results=RESULTS,
         imports=expand(f"{RUN}/import/{{sample}}.summary.json", sample=SAMPLES),
-        gene_list=config["preprocess"]["select_features"]["gene_list"] or [],
+        gene_list=GENE_LIST,
         train=f"{RUN}/train/{FIT}/summary.json",
     output:
         record=f"{RUN}/run.json",

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohort import MIN_ROWS, check_cohort
+from cohort import check_cohort
 from compute_library_size import column_of
 from count_formats import open_counts
 from design import check_latent, make_design
@@ -33,7 +33,7 @@ from job import InputError, collected
 from join_samples import ids_of_genes, shared_genes
 from own_process import in_own_process
 from select_features import find_listed, read_gene_list
-from splits import MIN_CELLS, check_before_filtering
+from splits import check_before_filtering
 from untrusted_files import size_of
 
 # Columns of obs that later stages make from the counts.
@@ -67,8 +67,9 @@ def _read_head(row: dict, config: dict) -> tuple[Head | None, list[str], list[st
     asked = (row.get(name, "") for name in ("format", "matrix", "genome"))
     with collected(faults):
         file = open_counts(row["path"], *asked, config["import"]["feature_type"], head=True)
+        warnings: list[str] = []
         with collected(faults):
-            file.check_first_cells()
+            warnings = file.check_first_cells()
         obs, _, summary = describe_sample(file, row)
         size = config["library_size"]["column"]
         if size and size not in MADE_LATER:
@@ -80,7 +81,7 @@ def _read_head(row: dict, config: dict) -> tuple[Head | None, list[str], list[st
         names = digest("\0".join(obs.index))
         head = Head(row, file.var, cells, [*obs, *MADE_LATER], names, file.has_all_cells)
         # Of a part of the cells, numbers in warnings would be wrong.
-        return head, faults, summary["warnings"] if file.has_all_cells else []
+        return head, faults, warnings + (summary["warnings"] if file.has_all_cells else [])
     return None, faults, []
 
 
@@ -127,17 +128,16 @@ def check_cells(heads: list[Head], config: dict, n_folds: int) -> tuple[list[str
     groups = pd.concat([head.cells for head in heads], ignore_index=True)
     cells = groups[[name for name in ("role", *COVARIATES) if name in groups]]
     cells = cells.loc[groups.index.repeat(groups["n"])]
-    is_bulk = config["observations"] == "samples"
+    unit = config["observations"]
     with collected(faults):
-        if is_bulk:
-            n_reference = int((cells["role"] == "reference").sum())
+        if unit == "samples":
+            n_reference = len(cells) if n_folds else int((cells["role"] == "reference").sum())
             warnings += check_cohort(n_reference, len(cells) - n_reference)
-        split, at_least = config["preprocess"]["split"], MIN_ROWS if is_bulk else MIN_CELLS
-        warnings += check_before_filtering(cells, split, n_folds, at_least)
+        warnings += check_before_filtering(cells, config["preprocess"]["split"], n_folds, unit)
     return faults, warnings
 
 
-def check_design(heads: list[Head], train: dict, are_all: bool) -> list[str]:
+def check_design(heads: list[Head], train: dict, n_folds: int, are_all: bool) -> list[str]:
     """What is wrong with the columns that the model is given, each judged by itself."""
     nothing = {"covariates": [], "continuous_covariates": [], "dispersion": "", "library_size": ""}
     every = {name: [] for head in heads for name in head.columns}
@@ -152,8 +152,9 @@ def check_design(heads: list[Head], train: dict, are_all: bool) -> list[str]:
     elif train["library_size"] == "latent" and "batch" in every:
         asked.append(("train.library_size: latent", "batch", {"library_size": "latent"}))
     groups = pd.concat([head.cells for head in heads], ignore_index=True)
-    # Any reference cell may come to be a training cell.
-    groups["split"] = np.where(groups["role"] == "reference", "train", "query")
+    # Any reference cell may come to be a training cell, in a ranking any cell.
+    is_learnt = (groups["role"] == "reference") | (n_folds > 0)
+    groups["split"] = np.where(is_learnt, "train", "query")
     faults: list[str] = []
     for key, name, settings in asked:
         with collected(faults):
@@ -203,7 +204,9 @@ def check(
     faults += twice_given(heads)
     are_all &= len(heads) == len(rows) > 0 and all(head.has_all_cells for head in heads)
     if heads:
-        faults += check_genes(heads, config) + check_design(heads, config["train"], are_all)
+        faults += check_genes(heads, config) + check_design(
+            heads, config["train"], n_folds, are_all
+        )
     if are_all:
         found = check_cells(heads, config, n_folds)
         faults, warnings = faults + found[0], warnings + found[1]

@@ -1,11 +1,9 @@
-"""How many bulk samples a cohort needs, and how few each of its splits can do with."""
+"""How many samples a cohort of bulk counts needs."""
 
 from job import InputError
 
 MIN_SAMPLES = 10  # with fewer, loadings and dispersions are noise
 FEW_SAMPLES = 30  # OUTRIDER's authors advise 50 or more; power falls off steeply below 30
-# Of the splits, where a row is a sample: what a cohort of 10 leaves after 20 % and 20 %.
-MIN_ROWS = {"train": 6, "validation": 2, "calibration": 2}
 
 
 def check_cohort(n_reference: int, n_query: int) -> list[str]:

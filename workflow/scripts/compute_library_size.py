@@ -54,9 +54,7 @@ def take_cells(file: CountFile, cells: pd.DataFrame) -> Sample:
 def keep_shared_genes(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
     """The samples over the genes that all of them share, and a warning for each that loses much.
 
-    Raises
-    ------
-    InputError: a cell has no count in the shared genes.
+    Every cell of counts.h5ad has a count in them.
     """
     shared = samples[0].genes
     for sample in samples[1:]:
@@ -67,13 +65,6 @@ def keep_shared_genes(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
         if not sample.genes.equals(shared):
             X = sample.X.of_genes(sample.genes.get_indexer(shared))
             cut = replace(sample, X=X, genes=shared)
-        empty = np.flatnonzero(cut.total == 0)
-        if empty.size:
-            raise InputError(
-                f"sample {sample.name}: cell {sample.obs.index[empty[0]]} has no count in the "
-                f"{len(shared)} genes that all samples share; raise "
-                "preprocess.filter_cells.min_counts or check the sample's genes"
-            )
         lost = 1 - cut.total.sum() / sample.total.sum()
         if lost > MAX_LOST_SHARE:
             warnings.append(
@@ -167,8 +158,6 @@ def library_sizes(
     if method == "median_of_ratios":
         sizes = median_of_ratios(samples)
     elif method == "column":
-        if not column:
-            raise InputError("library_size.method is column, but library_size.column is empty")
         sizes = [from_column(sample, column) for sample in samples]
     else:
         sizes = totals

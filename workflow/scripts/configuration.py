@@ -7,6 +7,7 @@ can be told without opening a count file are told here, one line each.
 import copy
 import csv
 import difflib
+import json
 import math
 import os
 import re
@@ -17,24 +18,33 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.validators import extend
 
 REQUIRED = ("sample", "path", "role")
 FORMATS = ("10x_h5", "10x_mtx", "h5ad", "zarr", "loom", "csv", "tsv")
 FOLDERS = ("10x_mtx", "zarr")
 KNOWN = (*REQUIRED, "format", "matrix", "genome", "sha256", "batch", "donor", "condition")
 SAMPLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+LONGEST_NAME = 200  # characters of a sample's name; a file's may have 255
 OBS_COLUMN = re.compile(r"obs:.+")
 # What would act on a terminal or break a line; Snakemake prints paths and settings as they are.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
+# What Snakemake replaces in a path: {wildcard} and <pathvar>. Its report has paths in
+# its scripts, as they are, and </script> would end one.
+REPLACED = re.compile(r"[{}<]")
 SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 # Snakemake's storage plugin for each scheme of a URL.
 URL = re.compile(r"(\w+)://([^/?#]*)([^?#]*)")
 STORAGE = {"http": "http", "https": "http", "s3": "s3"}
+NOT_TAKEN = "holds a brace or <, which Snakemake cannot take; rename it"
 LARGEST_TEXT = 2**26  # bytes of a config or a table: a million samples
 MOST_COLUMNS, MOST_ROWS = 1000, 10_000  # of a sample table
 LONGEST_WORD = 100  # characters
-MOST_SETTINGS = 100_000
+MOST_SETTINGS = 100_000  # values and keys
+LARGEST_WHOLE = 2**63 - 1
 LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
 TYPES = {
     "integer": "a whole number",
@@ -76,6 +86,8 @@ def check_run(
     try:
         complete = check_config(config, schema_path)
     except ConfigurationError as error:
+        if error.config is None:  # nothing of it can be looked at
+            raise
         faults, complete = error.faults, error.config
     is_right = not faults
     if isinstance(table, str) and table:
@@ -118,18 +130,20 @@ def read_config(path: str) -> dict:
     any of this workflow is asked. So ``make run`` asks here first.
     """
     try:
-        # As JSON is YAML, but for tabs.
         text = _read_text(path, "text", "save it as UTF-8 YAML")
-        config = yaml.safe_load(text.expandtabs())
     except FileNotFoundError:
         raise ConfigurationError([f"{path}: there is no such file; correct the path"]) from None
+    try:
+        config = _parse(text)
     except RecursionError:
-        raise ConfigurationError([f"{path}: sections lie too deep in each other"]) from None
+        raise ConfigurationError(
+            [f"{path}: sections lie too deep in each other; write fewer levels"]
+        ) from None
     except (ValueError, yaml.YAMLError) as error:
         what = " ".join(str(error).split())[:300]
         raise ConfigurationError([f"{path}: is not YAML ({what}); correct it there"]) from None
     if not isinstance(config, dict):
-        raise ConfigurationError([f"{path}: must hold lines of the form key: value"])
+        raise ConfigurationError([f"{path}: holds no settings; write lines of the form key: value"])
     if "__use_yte__" in config:
         raise ConfigurationError(
             [
@@ -140,6 +154,14 @@ def read_config(path: str) -> dict:
         )
     _check_size(config)
     return config
+
+
+def _parse(text: str):
+    """JSON, or else YAML, as Snakemake has it."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return yaml.safe_load(text)
 
 
 def _read_text(path: str, what: str, mend: str) -> str:
@@ -161,14 +183,20 @@ def _read_text(path: str, what: str, mend: str) -> str:
 
 
 def _check_size(config: dict) -> None:
-    """Raise ConfigurationError where aliases make a small file a tree without end."""
+    """Raise ConfigurationError where aliases make a small file a tree without end, or where a
+    whole number is so long that Python does not print it.
+    """
     found, n = [config], 0
     while found and n < MOST_SETTINGS:
         item, n = found.pop(), n + 1
         if isinstance(item, dict):
-            found.extend(item.values())
+            found.extend([*item, *item.values()])
         elif isinstance(item, list | tuple | set):
             found.extend(item)
+        elif isinstance(item, int) and abs(item) > LARGEST_WHOLE:
+            raise ConfigurationError(
+                [f"config: holds a whole number beyond {LARGEST_WHOLE}; correct it"]
+            )
     if found:
         raise ConfigurationError(
             [f"config: holds more than {MOST_SETTINGS} values; write it without YAML aliases"]
@@ -185,7 +213,7 @@ def check_config(config: dict, schema_path: str) -> dict:
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
     faults, right = [], copy.deepcopy(config)
     homes = _homes(schema)
-    for error in Draft202012Validator(schema).iter_errors(config):
+    for error in Validator(schema).iter_errors(config):
         where = ".".join(str(part) for part in error.absolute_path)
         faults += _explain(where, error, homes)
         _leave_out(right, list(error.absolute_path))
@@ -207,6 +235,20 @@ def check_config(config: dict, schema_path: str) -> dict:
     if faults:
         raise ConfigurationError(faults, complete)
     return complete
+
+
+def _check_unique(validator, is_asked: bool, values, schema: dict) -> Iterator[ValidationError]:
+    """jsonschema's own compares all with all where types differ, which takes minutes."""
+    plain = [
+        value
+        for value in (values if isinstance(values, list) else ())
+        if isinstance(value, str | int | float)
+    ]
+    if is_asked and len(set(plain)) < len(plain):
+        yield ValidationError("not unique")
+
+
+Validator = extend(Draft202012Validator, {"uniqueItems": _check_unique})
 
 
 def _leave_out(config: dict, path: list) -> None:
@@ -260,6 +302,8 @@ def _explain(where: str, error, homes: dict[str, list[str]]) -> list[str]:
         "enum": lambda v: "must be one of " + ", ".join(map(str, v)),
         "pattern": lambda v: "may hold letters, digits, _ . - and must not start with a sign",
         "minLength": lambda v: "must not be empty",
+        "maxLength": lambda v: f"must not be longer than {v} characters",
+        "maxItems": lambda v: f"must not list more than {v}",
         "minimum": lambda v: f"must be at least {v}",
         "maximum": lambda v: f"must be at most {v}",
         "exclusiveMinimum": lambda v: f"must be larger than {v}",
@@ -403,11 +447,9 @@ def read_samples(
     ``bundled``: where the examples' own tables are, for a pipeline that runs from another folder.
     Raises :class:`ConfigurationError` with a line for each fault.
     """
-    table = Path(path)
-    if not table.exists():
-        table = Path(bundled.get(path, path))
+    table = path if os.path.exists(path) else bundled.get(path, path)
     try:
-        lines = _read_text(str(table), "a text table", "save it as UTF-8 TSV").splitlines()
+        lines = _read_text(table, "a text table", "save it as UTF-8 TSV").splitlines()
     except FileNotFoundError:
         raise ConfigurationError(
             [f"config: samples: there is no file {path}; give the path of the sample table"]
@@ -444,7 +486,6 @@ def read_samples(
         samples.setdefault(row["sample"], row)
     if not samples and not faults:
         faults.append(f"{path}: no sample in it; add a row for each sample")
-    faults += _check_roles(path, samples)
     faults += _check_plugins(path, samples)
     if faults:
         raise ConfigurationError(faults, rows=right)
@@ -496,6 +537,11 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
             f"{where}: sample {sample[:80]!r}: a name may hold letters, digits, _ . - and must "
             "start with a letter or digit; rename it"
         )
+    elif len(sample) > LONGEST_NAME:
+        faults.append(
+            f"{where}: sample {sample[:80]!r}: a name may have at most {LONGEST_NAME} characters; "
+            "shorten it"
+        )
     elif sample.lower() == "counts":
         faults.append(f"{where}: sample {sample!r} would shadow the joined matrix; rename it")
     elif sample in earlier:
@@ -507,8 +553,8 @@ def _check_row(where: str, row: dict, earlier: dict, made_here: set[str]) -> lis
         )
     if not file:
         faults.append(f"{where}: path is empty; give the sample's file")
-    elif "{" in file or "}" in file:
-        faults.append(f"{where}: path {file} holds a brace, which Snakemake cannot take; rename it")
+    elif REPLACED.search(file):
+        faults.append(f"{where}: path {file} {NOT_TAKEN}")
     elif URL.match(file):
         faults += [f"{where}: sample {sample}: {fault}" for fault in _check_url(row, earlier)]
     elif file not in made_here and not os.path.exists(file):
@@ -586,31 +632,21 @@ def _check_plugins(path: str, samples: dict[str, dict]) -> list[str]:
     ]
 
 
-def _check_roles(path: str, samples: dict[str, dict]) -> list[str]:
-    """There must be a reference; without a query its own cells are scored, by cross-fitting."""
-    if samples and {row["role"] for row in samples.values()} == {"query"}:
-        return [
-            f"{path}: no sample has the role reference; the pipeline learns from reference cells: "
-            "give it to trusted normal samples, or to all samples to rank them against each other"
-        ]
-    return []
-
-
 def check_cross_fitting(config: dict, samples: dict[str, dict]) -> None:
-    """What does not go with a run that has no query. Raises ConfigurationError."""
+    """What does not go with a run of one role. Raises ConfigurationError."""
     if is_cross_fitted(samples) and config["stability"]["n_seeds"] > 1:
         raise ConfigurationError(
             [
-                "config: stability.n_seeds: all samples are reference, so each cell is scored by "
-                "cross-fitting, which further seeds do not repeat; set it to 1 or give the samples "
-                "to be scored the role query"
+                "config: stability.n_seeds: all samples have one role, so each cell is scored by "
+                "cross-fitting, which further seeds do not repeat; set it to 1 or give trusted "
+                "normal samples the role reference and the others query"
             ]
         )
 
 
 def is_cross_fitted(samples: dict[str, dict]) -> bool:
-    """Whether all samples are reference as a whole, so that they are scored among themselves."""
-    return all(row["role"] == "reference" for row in samples.values())
+    """Whether all samples are reference, or all query, so that they are scored among themselves."""
+    return {row["role"] for row in samples.values()} in ({"reference"}, {"query"})
 
 
 def check_covariates(config: dict, samples: dict[str, dict]) -> None:
@@ -618,6 +654,8 @@ def check_covariates(config: dict, samples: dict[str, dict]) -> None:
 
     Columns inside files are checked when the model is made. Raises ConfigurationError.
     """
+    if is_cross_fitted(samples):  # each is learnt from
+        return
     train, faults = config["train"], []
     named = [("train.covariates", name) for name in train["covariates"]]
     if train["dispersion"] == "gene_batch":
@@ -642,8 +680,9 @@ def check_covariates(config: dict, samples: dict[str, dict]) -> None:
 
 
 def files_inside(path: str) -> list[str]:
-    """All files of a local folder, none for a file or a URL."""
-    return sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
+    """All files of a local folder that Snakemake can take, none for a file or a URL."""
+    files = (str(file) for file in Path(path).rglob("*") if file.is_file())
+    return sorted(file for file in files if not REPLACED.search(file))
 
 
 def check_files(config: dict) -> None:
@@ -652,8 +691,8 @@ def check_files(config: dict) -> None:
     if not gene_list:
         return
     fault = None
-    if "{" in gene_list or "}" in gene_list:
-        fault = f"{gene_list} holds a brace, which Snakemake cannot take; rename it"
+    if REPLACED.search(gene_list):
+        fault = f"{gene_list} {NOT_TAKEN}"
     elif not os.path.isfile(gene_list):
         fault = f"there is no file {gene_list}; correct the path or set null"
     else:

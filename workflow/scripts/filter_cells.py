@@ -185,14 +185,18 @@ def filter_cells(
 
     Raises
     ------
-    InputError: the sample has no cells, or none is left; says which limit dropped how many.
+    InputError: no cell is left; says which limit dropped how many.
     """
     metrics = qc_metrics(file.counts, file.var.index)
     limits = fixed_limits(settings) + robust_limits(metrics, settings["n_mads"])
     reasons, used = judge_cells(metrics, limits)
     kept = reasons == ""
     if not kept.any():
-        raise InputError(_nothing_left(sample, len(file.obs), used))
+        raise InputError(
+            f"sample {sample}: none of its {len(file.obs)} cells is left after filtering: "
+            f"{_by_limit(used)}; loosen these limits in preprocess.filter_cells or check the "
+            "sample's file"
+        )
 
     table = pd.DataFrame({"cell": file.obs.index.astype(str), "sample": sample})
     table["role"] = file.obs["role"].astype(str).to_numpy()
@@ -222,15 +226,6 @@ def _by_limit(used: list[dict]) -> str:
         f"{u['quantity']} {words[u['side']]} {_number(u['limit'])} ({u['origin']}) "
         f"dropped {u['n_dropped']}"
         for u in worst
-    )
-
-
-def _nothing_left(sample: str, n_cells: int, used: list[dict]) -> str:
-    if n_cells == 0:
-        return f"sample {sample}: it has no cells; check its file and its role in the sample table"
-    return (
-        f"sample {sample}: none of its {n_cells} cells is left after filtering: {_by_limit(used)}; "
-        "loosen these limits in preprocess.filter_cells or check the sample's file"
     )
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohort import MIN_ROWS, check_cohort
+from cohort import check_cohort
 from job import InputError, job, write_json, write_tsv
 from join_samples import JoinedCounts, join_samples
 from omics_vae.counts import BLOCK_CELLS, BUFFER_BLOCKS
-from splits import MIN_CELLS, fold_cells, labels, split_cells
+from splits import fold_cells, labels, split_cells
 from stored_counts import ROW, CountFile, in_order, write_h5ad
 from variable_genes import variability
 
@@ -156,7 +156,7 @@ def keep_seen(
     seen = n_cells >= max(min_cells, 1)
     if not seen.any():
         raise InputError(
-            f"no gene is seen in {min_cells} cells; lower preprocess.select_features.min_cells"
+            f"preprocess.select_features.min_cells: no gene is seen in {min_cells} cells; lower it"
         )
     if not seen.all():
         counts, var = counts.of_genes(seen), var[seen]
@@ -197,18 +197,16 @@ def select_features(
     n_joined = len(obs)
     counts, obs, var, more = keep_seen(joined, obs, var, settings["min_cells"])
     warnings += more
-    at_least = MIN_CELLS
     if observations == "samples":
-        n_reference = int((obs["role"] == "reference").sum())
+        n_reference = len(obs) if n_folds else int((obs["role"] == "reference").sum())
         warnings += check_cohort(n_reference, len(obs) - n_reference)
-        at_least = MIN_ROWS
     if n_folds:
-        part, fold, split_by = fold_cells(obs, split, n_folds, seed, at_least)
+        part, fold, split_by, more = fold_cells(obs, split, n_folds, seed, observations)
         place = {"split": part, "fold": fold}
     else:
-        part, split_by, more = split_cells(obs, split, seed, at_least)
+        part, split_by, more = split_cells(obs, split, seed, observations)
         place = {"split": part}
-        warnings += more
+    warnings += more
     first = obs[["cell", "sample", "role"]].assign(**place)
     obs = pd.concat([first, obs.drop(columns=["cell", "sample", "role"])], axis=1)
     batches = labels(obs, "batch")

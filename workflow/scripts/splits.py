@@ -11,9 +11,11 @@ import pandas as pd
 
 from job import InputError
 
-# Below these the stage that needs the cells says nothing of use: a model fitted to noise, early
-# stopping on noise, p-values that cannot go under 1/(20 + 1), about 5 %.
-MIN_CELLS = {"train": 50, "validation": 10, "calibration": 20}
+# Fewer leave a stage nothing to work on; of 10 reference cells 20 % and 20 % leave as many.
+MIN_CELLS = {"train": 6, "validation": 2, "calibration": 2}
+# Below these a stage says little: a model fitted to noise, early stopping on noise, p-values that
+# cannot go under 1/(20 + 1), about 5 %.
+FEW_CELLS = {"train": 50, "validation": 10, "calibration": 20}
 # Whole donors seldom add up to the asked fractions. Of so many seeded draws the first is taken that
 # comes within this share of cells of the best one, so that the seed, not the size of the donors,
 # decides who calibrates.
@@ -21,7 +23,7 @@ N_DRAWS, TOLERANCE = 500, 0.02
 
 
 def split_cells(
-    obs: pd.DataFrame, settings: dict, seed: int, at_least: dict[str, int] = MIN_CELLS
+    obs: pd.DataFrame, settings: dict, seed: int, unit: str = "cells"
 ) -> tuple[np.ndarray, str, list[str]]:
     """The split of each cell, where there is a query.
 
@@ -30,7 +32,7 @@ def split_cells(
     obs: a row a cell; sample, cell (its name in the sample), role, and where given batch, donor.
     settings: validation and calibration (fractions of the reference cells), by (auto, cell or
         donor), min_donors (auto splits by donor from so many reference donors on).
-    seed: of the draw. at_least: cells that each split of the reference must have.
+    seed: of the draw. unit: what a row is, cells or samples.
 
     Returns
     -------
@@ -48,8 +50,8 @@ def split_cells(
     part = _split_by_donor if by == "donor" else _split_by_cell
     split = np.full(len(obs), "query", dtype=object)
     split[reference] = part(obs[reference], *fractions, seed)
-    _refuse_small(_sizes(split), by, at_least)
-    return split, by, _warnings(obs, reference, by)
+    sizes = {name: int((split == name).sum()) for name in MIN_CELLS}
+    return split, by, _warnings(obs, reference, by) + _judge(sizes, by, unit)
 
 
 def _reference(obs: pd.DataFrame) -> np.ndarray:
@@ -57,7 +59,8 @@ def _reference(obs: pd.DataFrame) -> np.ndarray:
     reference = obs["role"].to_numpy() == "reference"
     if not reference.any():
         raise InputError(
-            "sample table: no reference cells are left; give role reference to trusted normal cells"
+            "sample table: no reference cells are left; give role reference to trusted normal "
+            "cells, or role query to every sample to rank all cells among themselves"
         )
     if reference.all():
         raise InputError(
@@ -69,7 +72,7 @@ def _reference(obs: pd.DataFrame) -> np.ndarray:
 
 
 def check_before_filtering(
-    obs: pd.DataFrame, settings: dict, n_folds: int, at_least: dict[str, int] = MIN_CELLS
+    obs: pd.DataFrame, settings: dict, n_folds: int, unit: str = "cells"
 ) -> list[str]:
     """Refuse what :func:`split_cells` or :func:`fold_cells` would, whichever cells are dropped.
 
@@ -84,25 +87,20 @@ def check_before_filtering(
         sizes = {"train": n - n_validation, "validation": n_validation}
         # The first fold holds out most of each.
         sizes = {name: size - -(-size // n_folds) for name, size in sizes.items()}
-        at_least = {name: at_least[name] for name in sizes}
     else:
         validation, calibration = settings["validation"], settings["calibration"]
         n_held = len(_systematic(n, validation + calibration))
         n_validation = len(_systematic(n_held, validation / (validation + calibration)))
         sizes = {"train": n - n_held, "validation": n_validation}
         sizes["calibration"] = n_held - n_validation
-    if by == "cell":  # of whole donors the shares follow from who is left
-        _refuse_small(sizes, by, at_least)
-    return [] if n_folds else _warnings(obs, reference, by)
+    warnings = _warnings_of_role(obs) if n_folds else _warnings(obs, reference, by)
+    # Of whole donors the shares follow from who is left.
+    return warnings + (_judge(sizes, by, unit) if by == "cell" else [])
 
 
 def fold_cells(
-    obs: pd.DataFrame,
-    settings: dict,
-    n_folds: int,
-    seed: int,
-    at_least: dict[str, int] = MIN_CELLS,
-) -> tuple[np.ndarray, np.ndarray, str]:
+    obs: pd.DataFrame, settings: dict, n_folds: int, seed: int, unit: str = "cells"
+) -> tuple[np.ndarray, np.ndarray, str, list[str]]:
     """Without a query: train or validation, and the fold of each cell, 1 to ``n_folds``.
 
     The model of a fold is trained on the training and stopped by the validation cells of all other
@@ -110,7 +108,8 @@ def fold_cells(
 
     Returns
     -------
-    split: (cells,) of train, validation. fold: (cells,) int. by: "donor" or "cell".
+    split: (cells,) of train, validation. fold: (cells,) int. by: "donor" or "cell". warnings: one
+    line each.
 
     Raises
     ------
@@ -133,10 +132,9 @@ def fold_cells(
         for name in ("train", "validation"):
             members = order[split[order] == name]
             fold[members] = np.arange(len(members)) % n_folds + 1
-    needed = {name: at_least[name] for name in ("train", "validation")}
-    for held in range(1, n_folds + 1):
-        _refuse_small(_sizes(split[fold != held]), by, needed)
-    return split, fold, by
+    left = [split[fold != held] for held in range(1, n_folds + 1)]
+    sizes = {name: min(int((s == name).sum()) for s in left) for name in ("train", "validation")}
+    return split, fold, by, _warnings_of_role(obs) + _judge(sizes, by, unit)
 
 
 def labels(obs: pd.DataFrame, column: str) -> np.ndarray:
@@ -231,20 +229,35 @@ def _fill(order: np.ndarray, sizes: np.ndarray, wanted: np.ndarray) -> tuple[np.
     return split, float(np.abs(missing).max())
 
 
-def _sizes(split: np.ndarray) -> dict[str, int]:
-    return {name: int((split == name).sum()) for name in set(split)}
-
-
-def _refuse_small(sizes: dict[str, int], by: str, at_least: dict[str, int]) -> None:
-    shares = " and ".join(f"preprocess.split.{name}" for name in at_least if name != "train")
-    for name, least in at_least.items():
-        n = sizes.get(name, 0)
-        if n < least:
+def _judge(sizes: dict[str, int], by: str, unit: str) -> list[str]:
+    """Refuse a split that leaves a stage nothing to work on; warn of one that leaves it little."""
+    shares = " and ".join(f"preprocess.split.{name}" for name in sizes if name != "train")
+    for name, n in sizes.items():
+        if n < MIN_CELLS[name]:
             hint = " or split by cell (preprocess.split.by)" if by == "donor" else ""
             raise InputError(
-                f"preprocess.split: only {n} {name} cells and {least} are needed; give more "
-                f"reference cells, change {shares}{hint}"
+                f"preprocess.split: only {n} {name} {unit} and {MIN_CELLS[name]} are needed; give "
+                f"more reference {unit}, change {shares}{hint}"
             )
+    few = [name for name, n in sizes.items() if n < FEW_CELLS[name]]
+    if unit == "samples" or not few:  # of cohorts check_cohort speaks
+        return []
+    found = _listed([f"{sizes[name]} {name}" for name in few])
+    advised = _listed([str(FEW_CELLS[name]) for name in few])
+    return [
+        f"preprocess.split: only {found} cells (advised: {advised}), so only gross anomalies are "
+        "found, and another seed may find others; bring more reference cells"
+    ]
+
+
+def _warnings_of_role(obs: pd.DataFrame) -> list[str]:
+    """Of a run in which all cells are ranked among themselves."""
+    if (obs["role"] == "reference").all():
+        return []
+    return [
+        "sample table: no sample has the role reference, so all cells are ranked among themselves, "
+        "without an FDR guarantee; for one bring trusted normal cells as the reference"
+    ]
 
 
 def _warnings(obs: pd.DataFrame, reference: np.ndarray, by: str) -> list[str]:
