@@ -10,13 +10,13 @@ import torch
 from scipy.stats import false_discovery_control
 from sklearn.metrics import roc_auc_score
 
+from bulk_words import of_unit
 from detect_anomalies import (
     CROSS_FITTING,
     calibration_warnings,
     channel_table,
     elbo_of,
     false_positives_by_depth,
-    of_rows,
     spearman,
     summarise,
     usual_cells,
@@ -206,8 +206,9 @@ def folded(tmp_path_factory):
         counts[cell, gene] = 500 + round(50 * adata.X[:, gene].mean())
     adata.X = counts.tocsr()
     adata.write_h5ad(paths["counts"])
-    obs = pd.DataFrame({"sample": "S1", "cell": [f"cell{i}" for i in range(420)]})
-    split, fold, _ = fold_cells(obs, {"validation": 0.1, "by": "cell", "min_donors": 4}, 3, 1)
+    cells = [f"cell{i}" for i in range(420)]
+    obs = pd.DataFrame({"sample": "S1", "cell": cells, "role": "reference"})
+    split, fold, *_ = fold_cells(obs, {"validation": 0.1, "by": "cell", "min_donors": 4}, 3, 1)
     given = with_obs(paths, folder / "in", role="reference", split=split, fold=fold)
     fits = []
     for held in (1, 2, 3):
@@ -257,11 +258,11 @@ def test_spiked_cells_lead_the_ranking_which_says_what_it_is(ranked):
     assert summary["is_ranking"]
     assert (summary["n_calibration"], summary["n_query"]) == (0, 420)
     assert summary["smallest_p"] is None and summary["needed_together"] == 0
-    (warning,) = (line for line in summary["warnings"] if "no query" in line)
+    (warning,) = (line for line in summary["warnings"] if "no separate reference" in line)
     assert warning == (
-        "There is no query: every cell was scored by a model that had not seen it, and the cells "
-        "were ranked among themselves. It is a ranking, no FDR guarantee; for one bring trusted "
-        "normal cells as the reference."
+        "There is no separate reference: every cell was scored by a model that had not seen it, "
+        "and the cells were ranked among themselves. It is a ranking, no FDR guarantee; for one "
+        "bring trusted normal cells as the reference."
     )
     assert not any(
         "too few to flag" in line or "% of normal" in line for line in summary["warnings"]
@@ -454,16 +455,16 @@ HEALTHY = {
     ("change", "expected"),
     [
         ({}, []),
-        ({"is_ranking": True}, ["There is no query"]),
+        ({"is_ranking": True}, ["There is no separate reference"]),
         # A ranking has no calibration to say more of, but its score may follow depth.
         (
             {"is_ranking": True, "n_calibration": 0, "share_above_half": 0.1}
             | {"fpr_by_depth_fifth": [0.4] * 5},
-            ["There is no query"],
+            ["There is no separate reference"],
         ),
         (
             {"is_ranking": True, "spearman_depth": 0.3},
-            ["There is no query", "follows sequencing depth"],
+            ["There is no separate reference", "follows sequencing depth"],
         ),
         ({"n_trimmed": 7}, ["7 calibration cells lie far from the others"]),
         ({"calibrated_by_batch": ["a"], "n_pooled": 3}, ["3 query cells were ranked among the"]),
@@ -493,11 +494,11 @@ def test_warnings_appear_when_they_should_and_not_else(change, expected):
 
 def test_of_bulk_samples_no_line_speaks_of_cells():
     lines = calibration_warnings(HEALTHY | {"spearman_depth": 0.3, "n_trimmed": 2})
-    said = [of_rows(line, "samples") for line in lines]
+    said = [of_unit(line, "samples") for line in lines]
     assert "compare only samples of similar depth" in said[0]
     assert "filter shallow samples (preprocess.filter_cells)" in said[0]
     assert said[1].startswith("2 calibration samples lie far")
-    assert [of_rows(line, "cells") for line in lines] == lines
+    assert [of_unit(line, "cells") for line in lines] == lines
 
 
 def test_the_smallest_group_that_can_be_flagged_is_the_one_the_warning_names():

@@ -13,6 +13,7 @@ from fake_run import CONFIG, SCHEMA, config_with, write_fake_run, write_optional
 from methods import write_methods
 from references import REFERENCES, cited_in, is_cited
 from write_report import read_summaries
+from written_report import as_shown
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,20 @@ def changed_summary(run: Path, path: str, **content) -> Path:
     file = run / path
     file.write_text(json.dumps(json.loads(file.read_text()) | content))
     return run
+
+
+HOSTILE_COLUMNS = (
+    *(
+        "<img src=x onerror=alert(1)>",
+        "</b>",
+        "<!x>",
+        "<?x?>",
+        "<https://example.org/>",
+        "&lt;b&gt;",
+    ),
+    *("[mark](javascript:alert(1))", "![image](x.png)", "`code`", "*so* **so**", "_so_ __so__"),
+    *("~~so~~", "$x$", "\\", "\\<b>", "a_b_c", "a < b & c"),
+)
 
 
 # ---- methods
@@ -190,7 +205,8 @@ def test_methods_of_a_ranking_promise_no_error_rate(tmp_path):
     marked = json.loads((run / "anomaly/summary.json").read_text())["n_anomalies"]
     text = methods_of(run, anomaly={"folds": 4})
     for said in (
-        "There was no query. Each cell got 3 scores (program, latent density, unseen genes)",
+        "There was no separate reference. Each cell got 3 scores (program, latent density, unseen "
+        "genes)",
         "All cells were dealt to 4 folds by cells drawn at random",
         f"adjusted p-value up to 0.1 were marked: {marked} of 900.",
         "This is a ranking without a guarantee of its error rate.",
@@ -314,6 +330,12 @@ def entries(bibtex: str) -> list[dict[str, str]]:
         | {field.key: field.value for field in entry.fields}
         for entry in library.entries
     ]
+
+
+def test_names_are_text_in_the_methods(full):
+    named = ", ".join(HOSTILE_COLUMNS)
+    text = methods_of(full, train={"covariates": list(HOSTILE_COLUMNS)})
+    assert f"given covariates: {named}." in as_shown(text)
 
 
 def test_each_work_that_the_methods_list_has_an_entry_and_no_other(full):

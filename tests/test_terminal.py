@@ -233,6 +233,16 @@ def test_the_end_is_five_lines_and_the_first_warning_is_told(tmp_path):
     ]
 
 
+def test_what_is_said_of_several_samples_is_counted_once(tmp_path):
+    run = write_words(tmp_path)
+    for sample in ("a", "b"):
+        summary = {"warnings": [f"sample {sample}: no genes; name them"]}
+        (tmp_path / "patterns" / f"{sample}.summary.json").write_text(json.dumps(summary))
+    paths = sorted(map(str, tmp_path.rglob("*summary.json")))
+    said = closing_words(run, paths, "cells", 3)
+    assert "  warnings  1; the first: sample a: no genes; name them" in said
+
+
 def test_a_ranking_claims_no_error_rate(tmp_path):
     run = write_words(tmp_path, is_ranking=True)
     first, second, third, *_ = closing_words(run, summaries_in(run), "cells", 3).splitlines()[1:]

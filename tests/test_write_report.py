@@ -11,7 +11,16 @@ import pytest
 from fake_reasons import write_check
 from fake_run import CONFIG, HOSTILE, write_fake_run, write_optional_stages
 from finding_columns import FLAGGED, GENES, OUTLIERS
-from report_findings import first_warnings, how_sure, judge, what_was_found
+from report_findings import (
+    DOUBTFUL,
+    SOUND,
+    UNTOLD,
+    collect_warnings,
+    first_warnings,
+    how_sure,
+    judge,
+    what_was_found,
+)
 from report_page import FOLDER, inlined
 from report_tables import (
     MAX_GENES,
@@ -22,7 +31,6 @@ from report_tables import (
     flagged_table,
     make_long_table,
     most,
-    of_unit,
     percent,
     surest,
 )
@@ -227,7 +235,7 @@ ANOMALY = {
 
 
 def soundness(**changed) -> list[bool]:
-    return [check["is_sound"] for check in judge(ANOMALY | changed)]
+    return [check["verdict"] == SOUND for check in judge(ANOMALY | changed)]
 
 
 def test_depth_that_leaks_into_the_score_is_said_of_calibration_and_query_cells():
@@ -248,12 +256,23 @@ def test_the_bands_are_those_of_the_anomaly_stage():
     assert "±0.5" in checks[1]["reading"] and "from 0 % to 30 %" in checks[3]["reading"]
 
 
+def test_a_band_that_no_fault_could_leave_tells_nothing():
+    bands = {"spearman_depth": 1.1, "fpr": [0.0, 1.0], "needed_together": 5}
+    few = judge(ANOMALY | {"bands": bands})
+    assert [check["verdict"] for check in few] == [SOUND, UNTOLD, UNTOLD, UNTOLD]
+    text = sure_lines({}, bands=bands)
+    assert "1 of 4 checks sound: too few cells to tell of 3." in text
+    text = sure_lines({}, bands=bands, needed_together=6)
+    assert "0 of 4 checks sound: look closer at smallest possible p-value; too few cells" in text
+    assert judge(ANOMALY | {"bands": bands}, "samples")[1]["verdict"] == "too few samples"
+
+
 def test_the_smallest_p_is_sound_where_a_few_cells_could_be_flagged():
     assert soundness(needed_together=5)[0] is True
     assert soundness(needed_together=50)[0] is False
     assert "at least 50 of the 100" in judge(ANOMALY | {"needed_together": 50})[0]["reading"]
     check = judge(ANOMALY | {"needed_together": 101})[0]
-    assert "none can be flagged" in check["reading"] and not check["is_sound"]
+    assert "none can be flagged" in check["reading"] and check["verdict"] == DOUBTFUL
 
 
 # ---- the first screen
@@ -325,6 +344,28 @@ def test_first_come_the_warnings_of_the_finding_and_each_mend_once():
     assert [warning["what"] for warning in first_warnings(many)] == ["0", "1", "2"]
 
 
+def test_what_is_said_of_several_samples_is_one_warning():
+    def of(sample: str, *lines: str) -> dict:
+        return {"stage": "preprocess", "sample": sample, "warnings": list(lines)}
+
+    odd = "pct_mito is unknown; name genes by symbols"
+    summaries = [of(f"s{i}", f"sample s{i}: {odd}") for i in range(5)]
+    summaries += [of("t", "sample t: 9 of 10 cells were dropped; look"), of("", "few cells; bring")]
+    assert collect_warnings(summaries) == [
+        {
+            "where": "preprocess · 5 samples",
+            "what": "s0, s1, s2, ...: pct_mito is unknown",
+            "mend": "name genes by symbols",
+        },
+        {
+            "where": "preprocess · t",
+            "what": "sample t: 9 of 10 cells were dropped",
+            "mend": "look",
+        },
+        {"where": "preprocess", "what": "few cells", "mend": "bring"},
+    ]
+
+
 # ---- tables
 
 
@@ -333,14 +374,6 @@ def test_numbers_have_three_digits_and_large_ones_all():
     shown = ["0.000123", "1.5e-07", "12.3", "999", "1,000", "12,346", "0", "-2", "–"]
     assert [digits(value) for value in values] == shown
     assert [percent(value) for value in (0.0756, 1.0, 10.0)] == ["7.56 %", "100 %", "1,000 %"]
-
-
-def test_our_words_are_said_of_samples_and_files_keep_their_names():
-    said = "Cells of a sample, one cell each; all are in anomaly/cells.tsv. Samples, subsample"
-    assert of_unit(said, "cells") == said
-    assert of_unit(said, "samples") == (
-        "Samples of a group, one sample each; all are in anomaly/cells.tsv. Groups, subsample"
-    )
 
 
 def test_a_long_table_has_its_first_page_and_all_rows(tmp_path):
@@ -618,7 +651,7 @@ def test_a_ranking_has_no_calibration_to_check(ranking):
 
 def test_a_ranking_does_not_speak_of_cells_that_it_has_not(ranking):
     for name in ("found", "anomalies", "doublets", "input", "channels", "depth"):
-        text = words(section(ranking, name)).replace("There is no query", "")
+        text = words(section(ranking, name)).replace("There is no separate reference", "")
         assert "query cells" not in text and "calibration cell" not in text.lower(), name
 
 

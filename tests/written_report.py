@@ -7,6 +7,7 @@ write_files(run, folder, config)
 from pathlib import Path
 
 import pandas as pd
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from fake_run import CONFIG
@@ -90,3 +91,13 @@ def write_files(run: Path, folder: Path, config: dict) -> dict:
     output = {"report": "report.html", "methods": "methods.md", "bibtex": "references.bib"}
     params = {"config": config, "versions": ["numpy"]}
     return run_script("write_report", folder, inputs, output, params)
+
+
+def as_shown(markdown: str) -> str:
+    """The text that a reader of Markdown sees, which must have headings, lists and words alone."""
+    blocks = MarkdownIt("commonmark").enable(["strikethrough", "table"]).parse(markdown)
+    kinds = {block.type.removesuffix("_open").removesuffix("_close") for block in blocks}
+    assert kinds <= {"heading", "paragraph", "inline", "bullet_list", "list_item"}, kinds
+    words = [word for block in blocks for word in block.children or []]
+    assert {word.type for word in words} <= {"text", "softbreak"}
+    return "".join(word.content for word in words)

@@ -2,8 +2,9 @@
 
 const ROWS_A_PAGE = 50;
 const MAX_CHOICES = 60; // different values of a column up to which it has a menu
-// What a spreadsheet would take for a formula.
-const FORMULA = /^[=+\-@\t\r]/;
+// What a spreadsheet would take for a formula, and what it is not; as job.py has them.
+const FORMULA = /^'*[=+\-@\t\n\uff1d\uff0b\uff0d\uff20]/;
+const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
 class LongTable {
   constructor(root, data, columns) {
@@ -169,8 +170,9 @@ class LongTable {
     const cell = (value, kind) => {
       if (value === null) return "NA";
       if (kind !== "text") return String(value);
-      const text = value.replace(/[\t\r\n\u2028\u2029]/g, " ");
-      return FORMULA.test(value) ? `'${text}` : text;
+      const text = FORMULA.test(value) && !NUMBER.test(value) ? `'${value}` : value;
+      // A spreadsheet takes quotes away, and what then begins the text could be run.
+      return /["\t\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
     };
     const lines = this.rows.map((row) => this.about.map(({ kind }, i) => cell(this.columns[i][row], kind)).join("\t"));
     return [this.about.map(({ name }) => name).join("\t"), ...lines, ""].join("\n");

@@ -1,12 +1,11 @@
 """Score the query cells against the reference and calibrate; or all cells, by cross-fitting."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import binom
 
+from bulk_words import of_unit
 from detection import CROSS_FITTING, POOLED, detect, detect_cross_fitted, spearman
 from evidence_channels import CHANNELS
 from held_cells import SCORING_DEVICE, Cells, read_fits
@@ -109,10 +108,10 @@ def summarise(table: pd.DataFrame, settings: dict, observations: str = "cells") 
     summary["bands"] = {
         "spearman_depth": max(SPEARMAN_BAND, 2.6 / np.sqrt(max(1, min(n, len(unflagged))))),
         "fpr": [float(low), float(high)],
-        "needed_together": max(5, int(0.05 * m)),
+        "needed_together": max(1, min(max(5, int(0.05 * m)), m // 4)),
     }
     warnings = calibration_warnings(summary)
-    return summary | {"warnings": [of_rows(line, observations) for line in warnings]}
+    return summary | {"warnings": [of_unit(line, observations) for line in warnings]}
 
 
 def smallest_p(table: pd.DataFrame, settings: dict) -> float:
@@ -129,19 +128,14 @@ def smallest_p(table: pd.DataFrame, settings: dict) -> float:
     return float(p[0])
 
 
-def of_rows(line: str, observations: str) -> str:
-    """A line of our own words, said of cells, where a row is a sample of bulk counts."""
-    return re.sub(r"\bcell(s?)\b", rf"{observations.removesuffix('s')}\1", line)
-
-
 def calibration_warnings(summary: dict) -> list[str]:
     """What a reader of the report should worry about, each with its mend."""
     found = [] if summary["is_ranking"] else _warnings_of_resolution(summary)
     if summary["is_ranking"]:
         found.append(
-            "There is no query: every cell was scored by a model that had not seen it, and the "
-            "cells were ranked among themselves. It is a ranking, no FDR guarantee; for one bring "
-            "trusted normal cells as the reference."
+            "There is no separate reference: every cell was scored by a model that had not seen "
+            "it, and the cells were ranked among themselves. It is a ranking, no FDR guarantee; "
+            "for one bring trusted normal cells as the reference."
         )
     found += _warnings_of_depth(summary)
     if summary["n_trimmed"]:

@@ -1,7 +1,13 @@
 """How the run was made, in words for a methods section."""
 
-from references import cited_in
+import re
 
+from references import cited_in
+from report_tables import counted
+
+# What Markdown acts on; with a backslash in front it is shown. What our own words hold (seurat_v3,
+# p <= 0.001, A & B) does not act.
+ACTS = re.compile(r"[\\`*~$\[\]]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
 LIBRARY_SIZES = {
     "total": "the total counts of all genes that the samples share, before genes were selected",
     "median_of_ratios": "the median of ratios to a reference profile over all genes that the "
@@ -147,8 +153,8 @@ def _model(config: dict, stages: dict[str, dict]) -> str:
         "without evidence (KL to the prior, held-out ELBO lost when the dimension is set to its "
         f"mean; min_kl = {cut['min_kl']:g}, min_ablation = {cut['min_ablation']:g} nats a cell) "
         f"were cut, which left {cut['n_kept']}, and the model was fine-tuned. "
-        f"{found['signal_axes']} singular values of the training cells exceeded the optimal hard "
-        "threshold (Gavish & Donoho 2014)."
+        f"{counted(found['signal_axes'], 'singular value')} of the training cells exceeded the "
+        "optimal hard threshold (Gavish & Donoho 2014)."
     )
     if "rate_distortion" in stages:
         betas = ", ".join(f"{beta:g}" for beta in stages["rate_distortion"]["betas"])
@@ -184,11 +190,12 @@ def _anomalies(config: dict, stages: dict[str, dict]) -> str:
     scores = f"{len(found['channels'])} scores ({names})"
     if found["is_ranking"]:
         return (
-            f"There was no query. Each cell got {scores} from a model trained without its fold "
-            f"({settings['folds']} folds), each score standardised against log library size; the "
-            "scores of a kind were averaged, turned into p-values by an exponential tail beyond "
-            "their 90 % quantile and combined (Liu & Xie 2020). Cells with a Benjamini-Hochberg "
-            f"adjusted p-value up to {found['alpha']} were marked: {found['n_anomalies']} of "
+            f"There was no separate reference. Each cell got {scores} from a model trained "
+            f"without its fold ({settings['folds']} folds), each score standardised against log "
+            "library size; the scores of a kind were averaged, turned into p-values by an "
+            "exponential tail beyond their 90 % quantile and combined (Liu & Xie 2020). Cells "
+            f"with a Benjamini-Hochberg adjusted p-value up to {found['alpha']} were marked: "
+            f"{found['n_anomalies']} of "
             f"{found['n_query']}. This is a ranking without a guarantee of its error rate."
         )
     calibrated = CALIBRATED[found["guarantee"]].format(
@@ -244,15 +251,15 @@ def _genes(stages: dict[str, dict]) -> str:
 def _reasons(stages: dict[str, dict]) -> str:
     found, doublets = stages["patterns"], stages.get("doublets")
     text = (
-        f"Flagged cells were explained against {found['n_groups']} groups of reference cells "
-        f"({found['groups_named_by']}). For each cell and gene, Pearson residuals from the model's "
-        "expectation and from that of a normal cell of the nearest group were averaged; their "
-        "principal axes above sign-flipped noise (Hong et al. 2020) were kept, and cells beyond "
-        "the 99 % quantile of held-out normal cells on these axes grouped by average linkage of "
-        "cosines. Marker genes of a pattern: its summed counts against a negative binomial of the "
-        "summed expectation, Benjamini-Hochberg over genes; the cells were chosen by their "
-        "residuals, so these p-values rank genes. Technical causes were guessed from depth, "
-        "mitochondrial share, dissociation genes (van den Brink et al. 2017)"
+        f"Flagged cells were explained against {counted(found['n_groups'], 'group')} of reference "
+        f"cells ({found['groups_named_by']}). For each cell and gene, Pearson residuals from the "
+        "model's expectation and from that of a normal cell of the nearest group were averaged; "
+        "their principal axes above sign-flipped noise (Hong et al. 2020) were kept, and cells "
+        "beyond the 99 % quantile of held-out normal cells on these axes grouped by average "
+        "linkage of cosines. Marker genes of a pattern: its summed counts against a negative "
+        "binomial of the summed expectation, Benjamini-Hochberg over genes; the cells were chosen "
+        "by their residuals, so these p-values rank genes. Technical causes were guessed from "
+        "depth, mitochondrial share, dissociation genes (van den Brink et al. 2017)"
         f"{', doublet probability' if doublets else ''} and a fit of ambient counts."
     )
     if not doublets:
@@ -304,5 +311,6 @@ def write_methods(config: dict, summaries: list[dict]) -> tuple[str, str]:
     text = "\n\n".join(methods_paragraphs(config, summaries))
     cited = cited_in(text)
     listed = "\n".join(f"- {reference}" for reference in cited)
-    page = f"# Methods\n\n{text}\n\n## References\n\n{listed}\n"
+    shown = ACTS.sub(r"\\\g<0>", text)
+    page = f"# Methods\n\n{shown}\n\n## References\n\n{listed}\n"
     return page, "\n".join(reference.bibtex() for reference in cited)

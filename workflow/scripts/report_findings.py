@@ -2,21 +2,38 @@
 
 import pandas as pd
 
-from report_tables import digits, of_unit, percent, whole
+from bulk_words import of_unit
+from report_tables import counted, digits, percent, whole
 
 MAX_SHOWN = 3  # patterns, and warnings, named on the first screen
+SOUND, DOUBTFUL, UNTOLD = "sound", "look closer", "too few cells"
+# A band that is wider lets gross faults pass.
+WIDEST = 0.5
 # A warning of these stages speaks of the finding itself.
 FIRST_STAGES = ("anomaly", "check")
 
 
 def collect_warnings(summaries: list[dict]) -> list[dict]:
-    """Every warning with where it arose, parted at the first semicolon: what; what to do."""
-    warnings = []
+    """Every warning with where it arose, parted at the first semicolon: what; what to do.
+
+    What is said of several samples, but for their names, is one warning.
+    """
+    said: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for summary in summaries:
-        where = " · ".join(filter(None, (summary["stage"].replace("_", " "), summary["sample"])))
+        stage, sample = summary["stage"].replace("_", " "), summary["sample"]
         for line in summary.get("warnings", []):
-            what, _, mend = line.partition("; ")
-            warnings.append({"where": where, "what": what, "mend": mend})
+            of_any = line.removeprefix(f"sample {sample}: ")
+            said.setdefault((stage, of_any), []).append((sample, line))
+    warnings = []
+    for (stage, of_any), found in said.items():
+        (sample, line), *others = found
+        if others and sample:
+            sample = counted(len(found), "sample")
+            line = f"{', '.join(name for name, _ in found[:MAX_SHOWN])}"
+            line += f"{', ...' if len(found) > MAX_SHOWN else ''}: {of_any}"
+        what, _, mend = line.partition("; ")
+        where = " · ".join(filter(None, (stage, sample)))
+        warnings.append({"where": where, "what": what, "mend": mend})
     return warnings
 
 
@@ -31,10 +48,10 @@ def first_warnings(warnings: list[dict]) -> list[dict]:
 
 
 def judge(anomaly: dict, unit: str = "cells") -> list[dict]:
-    """What speaks for and against the p-values: a number, whether it is sound, how to read it.
+    """What speaks for and against the p-values: a number, a verdict on it, how to read it.
 
     ``anomaly``: the summary of the anomaly stage, which brings the bands that its numbers should
-    lie in.
+    lie in. Where these are too wide for a fault to leave them, the verdict is "too few cells".
     """
     if anomaly["is_ranking"]:
         return []
@@ -53,7 +70,7 @@ def judge(anomaly: dict, unit: str = "cells") -> list[dict]:
         {
             "name": "Smallest possible p-value",
             "value": digits(anomaly["smallest_p"]),
-            "is_sound": needed <= anomaly["bands"]["needed_together"],
+            "verdict": _verdict(needed <= anomaly["bands"]["needed_together"]),
             "reading": f"1 / (calibration cells + 1). {reading}",
         },
         _judge_depth("calibration cells", anomaly["spearman_depth"], band),
@@ -61,28 +78,28 @@ def judge(anomaly: dict, unit: str = "cells") -> list[dict]:
         {
             "name": "False positives by depth",
             "value": f"{percent(min(rates))} to {percent(max(rates))}",
-            "is_sound": low <= min(rates) and max(rates) <= high,
+            "verdict": _verdict(low <= min(rates) and max(rates) <= high, high),
             "reading": "Calibration cells with p ≤ 5 % in the fifths of library size; all "
             f"should be near 5 % (sound from {percent(low)} to {percent(high)}).",
         },
     ]
-    said = {"name", "reading"}
+    said = {"name", "verdict", "reading"}
     return [{k: of_unit(v, unit) if k in said else v for k, v in c.items()} for c in checks]
+
+
+def _verdict(is_sound: bool, band: float = 0.0) -> str:
+    """On a number that should lie in a band which goes so far."""
+    return (UNTOLD if band > WIDEST else SOUND) if is_sound else DOUBTFUL
 
 
 def _judge_depth(cells: str, rho: float, band: float) -> dict:
     return {
         "name": f"Score against depth, {cells}",
         "value": f"ρ = {rho:.2f}",
-        "is_sound": abs(rho) <= band,
+        "verdict": _verdict(abs(rho) <= band, band),
         "reading": "Spearman correlation of score and library size; near 0, a cell is not odd for "
         f"being deep or shallow (sound within ±{band:.2g}).",
     }
-
-
-def _of_one(n: int, one: str) -> str:
-    """``1 pattern``, ``1,234 patterns``."""
-    return f"{whole(n)} {one}{'' if n == 1 else 's'}"
 
 
 def what_was_found(
@@ -93,11 +110,11 @@ def what_was_found(
     for row in patterns.head(MAX_SHOWN).itertuples():
         markers = f", marked by {row.label}" if row.label else ""
         near = f", nearest to {row.nearest_reference}" if row.nearest_reference else ""
-        cells = _of_one(row.n_cells, one)
+        cells = counted(row.n_cells, one)
         lines.append({"text": f"{row.pattern}: {cells}{markers}{near}.", "to": "why"})
     rest = len(patterns) - MAX_SHOWN
     if rest > 0:
-        lines.append({"text": f"{_of_one(rest, 'further pattern')}.", "to": "why"})
+        lines.append({"text": f"{counted(rest, 'further pattern')}.", "to": "why"})
     if reasons["n_flagged"]:
         lines.append(
             {
@@ -110,8 +127,8 @@ def what_was_found(
     if genes["n_hits"]:
         lines.append(
             {
-                "text": f"{_of_one(genes['n_hits'], 'outlier gene')} in "
-                f"{_of_one(genes['n_with_outliers'], one)}.",
+                "text": f"{counted(genes['n_hits'], 'outlier gene')} in "
+                f"{counted(genes['n_with_outliers'], one)}.",
                 "to": "genes",
             }
         )
@@ -147,10 +164,13 @@ def how_sure(anomaly: dict, checks: list[dict], check: dict, unit: str) -> list[
         )
     elif check:
         lines.append({"text": "Too few normal cells to put anomalies into.", "to": "check"})
-    doubtful = [c["name"][0].lower() + c["name"][1:] for c in checks if not c["is_sound"]]
+    doubtful = [c["name"][0].lower() + c["name"][1:] for c in checks if c["verdict"] == DOUBTFUL]
+    n_sound = sum(c["verdict"] == SOUND for c in checks)
     if checks:
-        told = f"look closer at {', '.join(doubtful)}" if doubtful else "nothing to look into"
-        n_sound = len(checks) - len(doubtful)
+        told = [f"look closer at {', '.join(doubtful)}"] if doubtful else []
+        if n_untold := len(checks) - n_sound - len(doubtful):
+            told.append(f"too few {unit} to tell of {n_untold}")
+        told = "; ".join(told) or "nothing to look into"
         lines.append({"text": f"{n_sound} of {len(checks)} checks sound: {told}.", "to": "sure"})
     if anomaly["is_ranking"]:
         lines.append(

@@ -10,8 +10,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from bulk_words import of_unit
 from packed import as_json
-from report_tables import digits, of_unit, whole
+from report_tables import counted, digits, whole
 
 # Found from here, for a module is imported from where it lies, and a script runs as a copy.
 FOLDER = Path(__file__).parent.parent / "report"
@@ -68,8 +69,12 @@ def render(content: dict) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    as_data = {"in_script": lambda value: Markup(as_json(value))}
-    environment.filters |= {"whole": whole, "digits": digits, "of_unit": of_unit, **as_data}
+    of_numbers = {function.__name__: function for function in (whole, counted, digits)}
+    environment.filters |= {
+        **of_numbers,
+        "of_unit": of_unit,
+        "in_script": lambda value: Markup(as_json(value)),
+    }
     own = "\n".join(_read(name) for name in OWN_SCRIPTS)
     (*library, own), policy = inlined([*(library_scripts() if content["map"] else []), own])
     content |= {"library": library, "own_script": own, "policy": policy}

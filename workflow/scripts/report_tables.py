@@ -1,11 +1,11 @@
 """The tables of the report: their rows, what each column is called, how its values read."""
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pandas as pd
 
+from bulk_words import of_unit
 from packed import packed_json, plain
 
 NONE = "–"
@@ -14,8 +14,6 @@ MAX_ROWS = 20_000  # flagged cells in the report; anomaly/cells.tsv has them all
 MAX_HITS = 5_000  # rows of the tables of genes
 MAX_GENES = 6  # genes named for a flagged cell
 ROWS_A_PAGE = 50  # of a long table that stand in the page; its script shows the others
-# What the rows of the counts, and of the sample table, are called where the first are samples.
-BULK_WORDS = {"cell": "sample", "sample": "group"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,11 @@ class Column:
 
 def whole(value: object) -> str:
     return NONE if pd.isna(value) else f"{int(value):,}"
+
+
+def counted(n: int, one: str) -> str:
+    """``1 pattern``, ``1,234 patterns``."""
+    return f"{whole(n)} {one}{'' if n == 1 else 's'}"
 
 
 def digits(value: object) -> str:
@@ -65,19 +68,6 @@ def two_places(value: float) -> str:
 
 def words(value: object) -> str:
     return text(value).replace("_", " ")
-
-
-def of_unit(words: str, unit: str) -> str:
-    """Our own words, said of cells, for a run on ``unit``: cells, or samples of bulk counts."""
-    if unit == "cells":
-        return words
-
-    def in_bulk(found: re.Match) -> str:
-        said = BULK_WORDS[found[1].lower()]
-        return said.capitalize() if found[1][0].isupper() else said
-
-    # The names of files stay.
-    return re.sub(r"(?<![/\w])(cell|sample)(?=s?\b(?!\.\w))", in_bulk, words, flags=re.IGNORECASE)
 
 
 def make_table(rows: pd.DataFrame, columns: Iterable[Column], unit: str = "cells") -> dict:

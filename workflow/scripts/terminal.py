@@ -203,7 +203,12 @@ def closing_words(run: str, summaries: Iterable[str], observations: str, seconds
         if grouped["n_patterns"]:
             patterns = counted(grouped["n_patterns"], "pattern")
             verdict += f"; {grouped['n_in_pattern']} of them in {patterns}"
-    warnings = [line for path in summaries for line in read(path)["warnings"]]
+    said = {}  # by what is said of any sample
+    for path in map(Path, summaries):
+        sample = path.name.removesuffix(".summary.json")
+        for line in read(path)["warnings"]:
+            said.setdefault(line.removeprefix(f"sample {sample}: "), line)
+    warnings = list(said.values())
     told = f"{len(warnings)}; the first: {warnings[0]}" if warnings else "none"
     lines = [
         verdict,
