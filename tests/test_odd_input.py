@@ -21,11 +21,13 @@ UNFILTERED = {
     **{name: None for name in ("min_counts", "min_genes", "max_pct_mito", "n_mads")},
 }
 QUICK = SETTINGS["train"] | {"max_steps": 150, "kl_warmup_steps": 20, "patience": 4}
+# Two folds, and no check, which other runs have.
+FOLDS = {"anomaly": {"folds": 2}, "check": {"injected": False}}
 SYMBOLS = [f"GENE{g}" for g in range(60)]
 # Symbols, Ensembl ids with versions, a name twice, two that differ in case, other alphabets.
 MIXED = [*SYMBOLS[:20], *(f"ENSG{g:011d}.{g % 4 + 1}" for g in range(30)), *SYMBOLS[50:]]
 MIXED[3], MIXED[7], MIXED[8], MIXED[9] = "GENE2", "gene1", "βactin", '基因 9; "x"'
-N_SAMPLES = 30
+N_SAMPLES = 16
 
 
 def cells_of(n: int, seed: int, n_odd: int = 0) -> anndata.AnnData:
@@ -62,7 +64,7 @@ def write_cell_ranger(cells: anndata.AnnData, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> WorkflowCopy:
-    """Thirty samples in a folder with a blank and an umlaut, most of ten cells, no two alike."""
+    """Sixteen samples, no two alike, in a folder with a blank and an umlaut."""
     copy = WorkflowCopy.make(tmp_path_factory.mktemp("many") / "Größe 2")
     data = copy.folder / "data"
     rows = []
@@ -92,7 +94,7 @@ def many(tmp_path_factory) -> WorkflowCopy:
     table = table.set_axis([f"t{name}" for name in table.index])
     table.T.to_csv(path, sep="\t")
     for i in range(N_SAMPLES - 8):
-        of = cells_of(10, 10 + i)
+        of = cells_of(20, 10 + i)
         of.write_h5ad(add(f"s{i}", f"s{i}.h5ad", batch=str(i % 2 + 1), donor=f"D{i}", Age=str(i)))
     # Of the query neither batch nor donor is known, and one sample has a single cell.
     cells_of(49, 40, n_odd=10).write_zarr(add("query", "query.zarr", role="query"))
@@ -108,41 +110,62 @@ def many(tmp_path_factory) -> WorkflowCopy:
     return copy
 
 
-@pytest.fixture(scope="module")
-def single(tmp_path_factory) -> WorkflowCopy:
-    """One sample of 100 reference and 50 query cells, neither batch nor donor, 30 genes."""
-    copy = WorkflowCopy.make(tmp_path_factory.mktemp("single") / "here")
-    cells = small_counts(150, 1, n_odd=10)
+def of_fifty(folder: Path, role: str, **sections) -> WorkflowCopy:
+    """One sample of fifty cells, neither batch nor donor, 30 genes from a list."""
+    copy = WorkflowCopy.make(folder / "here")
+    cells = small_counts(50, 1, n_odd=4)
     del cells.obs["lane"]
-    cells.obs["role"] = ["reference"] * 100 + ["query"] * 50
+    cells.obs["role"] = ["reference"] * 40 + ["query"] * 10
     cells.write_h5ad(copy.folder / "data" / "one.h5ad")
-    copy.write_samples("one data/one.h5ad obs:role")
+    copy.write_samples(f"one data/one.h5ad {role}")
     (copy.folder / "genes.txt").write_text("".join(f"GENE{g}\n" for g in range(30, 60)))
-    selected = {"n_features": 10, "gene_list": "genes.txt"}
     copy.write_config(
-        preprocess=SETTINGS["preprocess"] | {"select_features": selected},
+        preprocess={
+            "filter_cells": SETTINGS["preprocess"]["filter_cells"],
+            "select_features": {"n_features": 10, "gene_list": "genes.txt"},
+        },
         train=QUICK,
-        check={"held_out_group": False},
+        **{"check": {"held_out_group": False}, **sections},
     )
     return copy
 
 
-@pytest.mark.parametrize("name", ["many", "single"])
-def test_it_goes_through_to_a_report(name, request):
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> WorkflowCopy:
+    """Of fifty cells in one file forty are the reference."""
+    return of_fifty(tmp_path_factory.mktemp("single"), "obs:role")
+
+
+@pytest.fixture(scope="module")
+def query_only(tmp_path_factory) -> WorkflowCopy:
+    return of_fifty(tmp_path_factory.mktemp("query_only"), "query", **FOLDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_judged", "said"),
+    [
+        ("many", 50, ""),
+        ("single", 10, "only 23 train, 4 validation, 13 calibration cells (advised: 50, 10, 20)"),
+        ("query_only", 50, "no sample has the role reference, so all cells are ranked among"),
+    ],
+)
+def test_it_goes_through_to_a_report(name, n_judged, said, request):
     copy = request.getfixturevalue(name)
     code, output = copy.run()
     assert code == 0, output[-4000:]
     assert "Traceback" not in output
-    assert (copy.results / "report.html").stat().st_size > 50_000
+    page = (copy.results / "report.html").read_text(encoding="utf-8")
+    assert len(page) > 50_000
+    assert said in output and said in page
     verdict = pd.read_csv(copy.results / "anomaly" / "cells.tsv", sep="\t")
-    assert len(verdict) == 50
+    assert len(verdict) == n_judged
     assert verdict[["score", "p_value", "q_value"]].notna().all(axis=None)
     counts = anndata.read_h5ad(copy.results / "annotated.h5ad")
-    if name == "single":
-        assert counts.n_obs == 150
+    if name != "many":
+        assert counts.n_obs == 50
         return
     # Cells with one count stay.
-    assert counts.n_obs == 40 + 40 + 4 * 30 + 22 * 10 + 50
+    assert counts.n_obs == 40 + 40 + 4 * 30 + 8 * 20 + 50
     assert (np.asarray(counts.layers["counts"].sum(axis=1)).ravel() == 1).sum() == 2
     assert {"GENE2", "GENE2-1", "gene1", "GENE1", "βactin", "ENSG00000000000.1"} <= set(
         counts.var_names

@@ -1,39 +1,27 @@
 """The report in a browser, from disk and without a network: what a reader can do with it."""
 
+import csv
 import re
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from browser import FLAGGED, column, show_map
 from fake_reasons import write_check
 from fake_run import CONFIG, HOSTILE, write_fake_run
 from report_tables import ROWS_A_PAGE
 from written_report import write_files
 
-BROWSERS = ("chromium", "google-chrome", "chromium-browser")
+pytest_plugins = ["browser"]
+
 HOSTILE_CELL = '=<img src=x onerror="alert(1)">{{7*7}}'
 HOSTILE_GROUP = "\"'><img src=x onerror=alert(2)>\u2028"
 WARNINGS = (f"gene {HOSTILE} is odd; rename it", "few cells; bring more", "third", "fourth")
 WIDTHS = (390, 1280, 1920)
-FLAGGED = "[data-table=anomalies]"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser is installed (one of {', '.join(BROWSERS)})")
-    with sync_playwright() as playwright:
-        # As root there is no sandbox, in a container little shared memory.
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        started = playwright.chromium.launch(executable_path=path, args=flags)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -58,60 +46,9 @@ def report(run) -> Path:
     return run / "out" / "report.html"
 
 
-@pytest.fixture
-def open_page(browser, report):
-    """Open the report; after the test, nothing may have been asked for, complained of or run."""
-    seen, contexts = [], []
-
-    def opened(
-        width: int = 1280, path: Path = report, before: str = "", expected: str = "", **options
-    ) -> Page:
-        def is_bad(line) -> bool:
-            return line.type != "info" and not (expected and expected in line.text)
-
-        context = browser.new_context(
-            viewport={"width": width, "height": 800}, offline=True, **options
-        )
-        context.set_default_timeout(10_000)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("dialog", lambda dialog: (seen.append(dialog.message), dialog.dismiss()))
-        page.on("pageerror", lambda error: seen.append(str(error)))
-        page.on("request", lambda request: seen.append(request.url))
-        page.on("console", lambda line: seen.append(line.text) if is_bad(line) else None)
-        if before:
-            page.add_init_script(before)
-        page.goto(path.as_uri())
-        # Figures and downloads are of the page itself.
-        seen[:] = [what for what in seen if what != path.as_uri()]
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert [what for what in seen if not what.startswith(("data:", "blob:"))] == []
-
-
-@pytest.fixture
-def page(open_page) -> Page:
-    return open_page()
-
-
 def flagged_cells(run: Path) -> pd.DataFrame:
     cells = pd.read_parquet(run / "run/anomaly/cells.parquet")
     return cells[cells["is_anomaly"]]
-
-
-def column(page: Page, heading: str, table: str = FLAGGED) -> list[str]:
-    """The texts of a column of a table, as far as they are shown."""
-    headings = page.locator(f"{table} thead th").all_text_contents()
-    number = next(i for i, name in enumerate(headings, start=1) if name.startswith(heading))
-    return page.locator(f"{table} tbody td:nth-child({number})").all_text_contents()
-
-
-def show_map(page: Page) -> None:
-    page.locator("#map").scroll_into_view_if_needed()
-    expect(page.locator("#map")).to_have_attribute("data-ready", "yes")
 
 
 def middle_of_map(page: Page) -> tuple[float, float]:
@@ -310,8 +247,8 @@ def test_the_download_has_the_rows_that_fit_in_full_and_no_formula(page, run):
     with page.expect_download() as download:
         page.locator(FLAGGED).get_by_role("button", name="Download").click()
     assert download.value.suggested_filename == "anomalies.tsv"
-    lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
-    header, *rows = (line.split("\t") for line in lines)
+    with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file, delimiter="\t")
     wanted = cells[cells["sample"] == sample].set_index("cell_id")
     table = pd.DataFrame(rows, columns=header)
     assert len(wanted) > ROWS_A_PAGE and len(table) == len(wanted)
