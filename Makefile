@@ -39,9 +39,10 @@ reproduce: $(VENV)/run.done
 	@PATH="$(abspath $(BIN)):$$PATH" python workflow/scripts/reproduce.py $(RUN) \
 		$(if $(OUT),--out $(OUT)) --cores $(CORES) $(ARGS)
 
-# A file of tests stays on one core, since its tests share what they stand on.
+# A file of tests stays on one core, since its tests share what they stand on; tests/conftest.py says
+# which files come first.
 test: $(VENV)/test.done
-	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest -n $(CORES) --dist loadfile $(ARGS)
+	@PATH="$(abspath $(BIN)):$$PATH" python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/test.done
 	@PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=workflow/scripts \

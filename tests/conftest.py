@@ -13,6 +13,11 @@ from omics_vae.counts import Counts
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the files that run the whole workflow, lest one of them be the last, on one core."""
+    items.sort(key=lambda item: not hasattr(item.module, "WorkflowCopy"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public data sets: ANOMICS_DATA, or ``shared/data`` beside the checkout."""

@@ -122,10 +122,21 @@ def test_depth_alone_makes_no_difference_after_normalisation():
     np.testing.assert_allclose(X.toarray()[0], X.toarray()[1], rtol=1e-6)
 
 
-def test_a_cell_without_library_size_is_named_in_one_line(inputs):
+FAULTS = {
+    "library sizes without one of the cells": (
+        "library_size.parquet",
+        "library_size.parquet: does not hold each cell of the counts once; remove it and run again",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_table_without_a_cell_is_named_in_one_line(name, inputs):
+    _, expected = FAULTS[name]
     counts, (library_size, *rest) = inputs
-    with pytest.raises(InputError, match=r"library_size\.parquet"):
+    with pytest.raises(InputError) as caught:
         annotate(counts, library_size.iloc[1:], *rest)
+    assert str(caught.value) == expected
 
 
 def test_scanpy_opens_and_plots_it_and_the_bytes_are_stable(inputs, tmp_path):

@@ -152,16 +152,25 @@ def test_a_warning_stops_nothing_and_a_dry_run_reads_no_file(finished, tmp_path)
     assert code == 0 and "rule import_counts:" in output, output
 
 
-def test_results_that_may_not_be_written_to_are_said(finished, tmp_path, read_only):
+READ_ONLY = {
+    "a folder of results that is read only": (
+        "other",
+        "results/other: may not be written to; give yourself permission, or run in another folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_results_that_may_not_be_written_to_are_said(name, finished, tmp_path, read_only):
+    run, expected = READ_ONLY[name]
     copy = finished.twin(tmp_path / "copy")
-    copy.write_config(run="other")
-    folder = copy.folder / "results" / "other"
+    copy.write_config(run=run)
+    folder = copy.folder / "results" / run
     folder.mkdir()
     read_only(folder)
     code, output = copy.run()
     assert code == 1
-    line = "results/other: may not be written to; give yourself permission, or run in another"
-    assert line in output and "Traceback" not in output, output
+    assert expected in output.splitlines() and "Traceback" not in output, output
 
 
 def test_the_line_is_shown_without_the_profile_too(finished, tmp_path):

@@ -18,7 +18,7 @@ def test_checksum_of_a_file_is_sha256_and_of_a_folder_sees_names_and_contents(tm
     assert len({first, second, checksum(tmp_path)}) == 3
 
 
-FOUND = hashlib.sha256(b"counts").hexdigest()
+FOUND, OTHER = (hashlib.sha256(content).hexdigest() for content in (b"counts", b"count5"))
 
 
 @pytest.mark.parametrize("stated", [{}, {"sha256": ""}, {"sha256": FOUND.upper()}])
@@ -28,13 +28,20 @@ def test_a_file_is_taken_that_has_the_stated_checksum_or_where_none_is(tmp_path,
     assert verified_checksum(tmp_path / "a", row) == FOUND
 
 
-def test_another_file_is_refused_in_a_line_with_sample_and_both_checksums(tmp_path):
-    (tmp_path / "a").write_bytes(b"count5")
+FAULTS = {
+    "a file of another checksum": (
+        b"count5",
+        f"A: the SHA-256 of https://x.org/a is {OTHER}, and not {FOUND} as in the sample table; "
+        "bring the right file or correct the column sha256",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_another_file_is_refused_in_a_line_with_sample_and_both_checksums(name, tmp_path):
+    content, expected = FAULTS[name]
+    (tmp_path / "a").write_bytes(content)
     row = {"sample": "A", "path": "https://x.org/a", "sha256": FOUND}
-    other = hashlib.sha256(b"count5").hexdigest()
     with pytest.raises(InputError) as caught:
         verified_checksum(tmp_path / "a", row)
-    assert str(caught.value) == (
-        f"A: the SHA-256 of https://x.org/a is {other}, and not {FOUND} as in the sample table; "
-        "bring the right file or correct the column sha256"
-    )
+    assert str(caught.value) == expected

@@ -138,6 +138,30 @@ def test_a_design_survives_json():
 
 # ---- what a column may not be
 
+FAULTS = {
+    "a column of the files that the sample table does not use": (
+        # Such a column comes as batch_input, see import_counts.
+        (cells(batch_input=list("abababab")), {"covariates": ["batch"]}),
+        "train.covariates: batch: the files have such a column, which the sample table does not "
+        "use; give the table a column batch with obs:batch in it",
+    ),
+    "cells without a value of a covariate": (
+        (cells(x=["1", "2", "1", "", "1", "2", "", "1"]), {"covariates": ["x"]}),
+        "train.covariates: x: 2 cells have no value (first cell3); fill the column or leave it out",
+    ),
+    "a number that all training cells share": (
+        (cells(age=[5, 5, 5, 5, 5, 6, 7, 8]), {"continuous_covariates": ["age"]}),
+        "train.continuous_covariates: age: all training cells have the value 5, so it says "
+        "nothing; remove it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_column_that_cannot_be_used_gives_one_line(name):
+    (obs, asked), expected = FAULTS[name]
+    assert refused(obs, **asked) == expected
+
 
 @pytest.mark.parametrize("key", ["covariates", "continuous_covariates"])
 def test_a_column_that_is_not_there(key):
@@ -147,28 +171,17 @@ def test_a_column_that_is_not_there(key):
     )
 
 
-@pytest.mark.parametrize(
-    ("asked", "key"),
-    [
-        ({"covariates": ["batch"]}, "train.covariates"),
-        ({"dispersion": "gene_batch"}, "train.dispersion: gene_batch"),
-    ],
-)
-def test_a_column_of_the_files_that_the_sample_table_does_not_use(asked, key):
-    """Such a column comes as batch_input, see import_counts."""
-    assert refused(cells(batch_input=list("abababab")), **asked) == (
-        f"{key}: batch: the files have such a column, which the sample table does not use; give "
-        "the table a column batch with obs:batch in it"
-    )
+def test_a_batch_of_the_files_that_the_sample_table_does_not_use():
+    (obs, _), expected = FAULTS["a column of the files that the sample table does not use"]
+    said = refused(obs, dispersion="gene_batch")
+    assert said == expected.replace("train.covariates", "train.dispersion: gene_batch")
 
 
 @pytest.mark.parametrize("hole", [None, np.nan, ""])
 @pytest.mark.parametrize("key", ["covariates", "continuous_covariates"])
 def test_a_column_with_gaps(key, hole):
     values = ["1", "2", "1", hole, "1", "2", hole, "1"]
-    expected = (
-        f"train.{key}: x: 2 cells have no value (first cell3); fill the column or leave it out"
-    )
+    expected = FAULTS["cells without a value of a covariate"][1].replace("covariates", key)
     assert refused(cells(x=values), **{key: ["x"]}) == expected
     assert refused(cells(x=pd.Categorical(values)), **{key: ["x"]}) == expected
 
@@ -225,13 +238,6 @@ def test_a_continuous_column_that_holds_no_number(bad):
     assert refused(cells(age=values), continuous_covariates=["age"]) == (
         f"train.continuous_covariates: age: {bad} is no finite number; correct the column or list "
         "it under train.covariates"
-    )
-
-
-def test_a_continuous_column_that_training_cells_do_not_vary_in():
-    assert refused(cells(age=[5, 5, 5, 5, 5, 6, 7, 8]), continuous_covariates=["age"]) == (
-        "train.continuous_covariates: age: all training cells have the value 5, so it says "
-        "nothing; remove it"
     )
 
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from workflow_copy import PARTS, RUN, SETTINGS, WorkflowCopy
+from workflow_copy import HEADER, PARTS, ROOT, RUN, SETTINGS, WorkflowCopy
 
 HEALTHY, PATIENT = (f"results/{RUN}/preprocess/{name}.h5ad" for name in ("healthy", "patient"))
 # The namespace of the module shows what its rules were made of.
@@ -97,6 +97,28 @@ def test_a_module_takes_up_the_results_of_a_local_run_and_runs_its_own(study):
         "filter_cells",
     ]
     assert (study.folder / PATIENT).exists()
+
+
+def documented() -> str:
+    """What docs/running.md says that a study's own Snakefile has."""
+    page = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+    return re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+
+
+def test_a_module_as_documented_looks_into_the_inputs_before_the_first_job(study, tmp_path):
+    study = study.twin(tmp_path / "twin")
+    text = documented().replace('"config.yaml"', '"my.yaml"').replace("v0.1.0", "v1")
+    (study.folder / "Snakefile").write_text(
+        text + "\nrule all:\n    input: rules.anomics_all.input\n"
+    )
+    row = "patient data/patient.h5ad query"
+    study.write_samples(
+        "healthy data/healthy.h5ad reference", f"{row} obs:no_such", header=f"{HEADER} batch"
+    )
+    code, output = study.run("all")
+    assert code == 1
+    assert "data/patient.h5ad: obs has no column 'no_such'" in output
+    assert "rule anomics_" not in output
 
 
 def test_paths_count_from_the_working_directory_wherever_the_config_lies(tmp_path):

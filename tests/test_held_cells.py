@@ -1,5 +1,8 @@
 """The cells of a run: read, taken, joined, given other counts, held out."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -7,8 +10,9 @@ import pytest
 
 from design import Design
 from held_cells import join_cells, read_cells
-from job import InputError, read_json
-from model_inputs import hold_out, read_fit
+from job import InputError, read_json, write_json
+from messages import is_said
+from model_inputs import hold_out, read_fit, read_model, read_model_inputs
 from model_jobs import of_model, read_inputs, with_obs, write_fit
 from omics_vae.counts import StoredMatrix
 from omics_vae.inference import Embedding, embed
@@ -123,17 +127,54 @@ def test_other_counts_change_library_size_and_posterior(run, cells):
     assert np.abs(changed.latent[7] - few.latent[7]).max() > 0.01
 
 
-def test_files_of_another_run_are_one_line_for_the_user(run, tmp_path):
-    paths, description = run[1], read_json(run[1]["description"])
-    description["genes"] = [*description["genes"], "unheard of"]
-    with pytest.raises(InputError, match="not of one run"):
-        read(paths, description)
-    pd.read_parquet(paths["latent"]).iloc[::-1].to_parquet(tmp_path / "l.parquet")
-    with pytest.raises(InputError, match="not of one run"):
-        read(paths | {"latent": str(tmp_path / "l.parquet")})
-    pd.read_parquet(paths["library_size"]).iloc[::-1].to_parquet(tmp_path / "s.parquet")
-    with pytest.raises(InputError, match="its cells are not those of counts"):
-        read(paths | {"library_size": str(tmp_path / "s.parquet")})
+def model_of_another_run(paths: dict, folder: Path) -> None:
+    description = read_json(paths["description"])
+    read(paths, description | {"genes": [*description["genes"], "unheard of"]})
+
+
+def weights_of_another_run(paths: dict, folder: Path) -> None:
+    description = read_json(paths["description"])
+    path = folder / "model.json"
+    write_json(description | {"genes": description["genes"][::-1]}, path)
+    inputs = read_model_inputs(paths["model_counts"], paths["library_size"], np.inf)
+    read_model(paths["weights"], str(path), inputs)
+
+
+def table_of_another_run(name: str) -> Callable[[dict, Path], None]:
+    def give(paths: dict, folder: Path) -> None:
+        path = folder / f"{name}.parquet"
+        pd.read_parquet(paths[name]).iloc[::-1].to_parquet(path)
+        read(paths | {name: str(path)})
+
+    return give
+
+
+NOT_OF_ONE_RUN = (
+    "…latent…: model, latent and counts are not of one run; delete the folders train, prune "
+    "and embed and run the same command"
+)
+FAULTS: dict[str, tuple[Callable[[dict, Path], None], str]] = {
+    "a model.json of another run": (model_of_another_run, NOT_OF_ONE_RUN),
+    "a latent space of another run": (table_of_another_run("latent"), NOT_OF_ONE_RUN),
+    "library sizes of another run": (
+        table_of_another_run("library_size"),
+        "…library_size.parquet: its cells are not those of counts.h5ad; delete it and run the same "
+        "command",
+    ),
+    "a model of other genes": (
+        weights_of_another_run,
+        "…model.json: the model's genes are not those of counts.h5ad; delete the train folder and "
+        "run the same command",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_files_of_another_run_are_one_line_for_the_user(name, run, tmp_path):
+    give, expected = FAULTS[name]
+    with pytest.raises(InputError) as caught:
+        give(run[1], tmp_path)
+    assert is_said(expected, str(caught.value)), str(caught.value)
 
 
 # ---- cells that a model has not seen

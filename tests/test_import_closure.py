@@ -127,7 +127,7 @@ FILES = {
     "correlate_samples": HELD,
     "check_injected": DETECTION | {"injection.py", "doublets.py"},
     "choose_held_group": HELD | {"reference_groups.py"},
-    "detect_anomalies": DETECTION,
+    "detect_anomalies": DETECTION | {"bulk_words.py"},
     "embed_cells": MODEL,
     "explain_anomalies": HELD
     | {"technical_causes.py", "omics_vae/anomaly.py", *(f"{name}.py" for name in REASONS)},
@@ -153,6 +153,7 @@ FILES = {
     "train_vae": TRAINING,
     "write_report": JOB
     | {
+        "bulk_words.py",
         "methods.py",
         "references.py",
         "provenance.py",

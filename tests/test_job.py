@@ -90,22 +90,36 @@ def test_an_input_error_of_several_faults_has_a_line_for_each(given):
     raise_all([])
 
 
+FAULTS: dict[str, tuple[BaseException, str]] = {
+    "a full disk": (
+        OSError(errno.ENOSPC, "full", "results/x.h5ad"),
+        "results/x.h5ad: the disk is full; free some space and run the same command again",
+    ),
+    "a quota that is used up": (
+        OSError(errno.EDQUOT, "full", "results/x.h5ad"),
+        "results/x.h5ad: the disk is full; free some space and run the same command again",
+    ),
+    "too little memory": (
+        MemoryError(),
+        "rule train_vae: not enough memory; run on a machine with more, or raise mem_mb for this "
+        "rule in the profile",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_the_machine_lacks_is_one_line(name, given):
+    error, expected = FAULTS[name]
+    log = stop_with(given, error)
+    assert log.endswith(f" ERROR {expected}\n") and log.count("\n") == 1
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_line_with_the_file(given, number):
-    log = stop_with(given, OSError(number, "full", "results/x.h5ad"))
-    assert log.endswith(
-        " ERROR results/x.h5ad: the disk is full; free some space and run the same command again\n"
-    )
+def test_a_full_disk_is_told_of_the_output_where_no_file_is_named(given, number):
     assert "model.json: the disk is full" in stop_with(given, OSError(number, "full"))
     # As safetensors says it, which is no OSError and has no number.
     words = RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})")
     assert "model.json: the disk is full" in stop_with(given, words)
-
-
-def test_too_little_memory_is_one_line(given):
-    log = stop_with(given, MemoryError())
-    assert "ERROR rule train_vae: not enough memory; run on a machine with more" in log
-    assert log.count("\n") == 1
 
 
 # Of a fault that only speaks of a full disk in its file name, the number tells.
@@ -205,11 +219,14 @@ def test_json_keeps_order_and_letters_and_refuses_what_json_has_not(tmp_path):
 
 # ---- told to end
 
-ENDED = (
-    "ERROR rule train_vae: ended by a signal (cancelled, preempted or out of time); "
-    "{}; the same command goes on from there"
-)
 SIGNALS = signal.SIGTERM, signal.SIGINT
+ENDED = (
+    "rule train_vae: ended by a signal (cancelled, preempted or out of time); {}; the same command "
+    "goes on from there"
+)
+SIGNALLED = {
+    "a job that you or the cluster tell to end": (SIGNALS, ENDED.format("…")),
+}
 
 
 def signalled(number: int) -> None:
@@ -224,7 +241,7 @@ def test_a_job_told_to_end_says_so_in_one_line_and_with_its_code(given, number):
     assert stopped.value.code == 143
     log = Path(given.log[0]).read_text()
     assert log.count("\n") == 1
-    assert log.endswith(ENDED.format("nothing half-written is left") + "\n")
+    assert log.endswith("ERROR " + ENDED.format("nothing half-written is left") + "\n")
 
 
 def half_text(partial: Path, number: int) -> None:
@@ -313,7 +330,7 @@ def test_a_signal_can_be_postponed_to_where_one_can_stop(given, number):
     assert stopped.value.code == 143
     said, last = Path(given.log[0]).read_text().splitlines()
     assert said.endswith("tidied up")
-    assert last.endswith(ENDED.format("all is tidied up"))
+    assert last.endswith("ERROR " + ENDED.format("all is tidied up"))
 
 
 def test_a_signal_that_nobody_asked_about_ends_the_job_after_all(given):
@@ -370,7 +387,7 @@ def test_a_process_told_to_end_while_it_writes_ends_at_once(tmp_path, number):
     assert (process.returncode, errors) == (143, "")
     assert path.read_text() == "old"
     assert [file.name for file in path.parent.iterdir()] == ["table.tsv"]
-    assert log.read_text().endswith(ENDED.format("nothing half-written is left") + "\n")
+    assert log.read_text().endswith("ERROR " + ENDED.format("nothing half-written is left") + "\n")
 
 
 def end_twice(partial: Path) -> None:
@@ -397,7 +414,7 @@ def test_a_job_told_to_end_more_than_once_still_clears_away_and_says_so(tmp_path
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (143, "")
     assert list(path.parent.iterdir()) == []
-    assert log.read_text().endswith(ENDED.format("nothing half-written is left") + "\n")
+    assert log.read_text().endswith("ERROR " + ENDED.format("nothing half-written is left") + "\n")
 
 
 # ---- a full disk

@@ -61,9 +61,21 @@ def test_only_clashing_names_get_the_sample_and_all_of_them_do():
     assert ids.name == "cell_id"
 
 
-def test_an_ambiguous_id_is_an_error():
-    with pytest.raises(InputError, match="cell a:x: two cells would have this id"):
-        cell_ids(np.array(["x", "x", "a:x"]), np.array(["a", "b", "c"]))
+FAULTS = {
+    "a cell called as another one of a sample": (
+        (["x", "x", "a:x"], ["a", "b", "c"]),
+        "cell a:x: two cells would have this id, which is <sample>:<name> where a name is in "
+        "several samples; rename the cell or the sample",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_an_ambiguous_id_is_an_error(name):
+    (cells, samples), expected = FAULTS[name]
+    with pytest.raises(InputError) as caught:
+        cell_ids(np.array(cells), np.array(samples))
+    assert str(caught.value) == expected
 
 
 def test_columns_of_different_types_or_of_one_sample_only_can_be_written(tmp_path):

@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
+from messages import is_said
 from reproduce import (
     CannotReproduceError,
     check_inputs,
@@ -61,28 +63,78 @@ def write_record(folder: Path, **changed) -> dict:
 # ---- before the run
 
 
-def test_a_folder_without_a_record_or_with_an_old_one_is_refused(study):
+def test_a_folder_and_its_record_are_the_same_run(study):
     record, made_in = read_record(study / "results" / "small")
     assert made_in == study and record["config"]["run"] == "small"
     assert read_record(study / "results" / "small" / "run.json") == (record, made_in)
-    with pytest.raises(CannotReproduceError, match=r"data/run.json: there is no such file; give"):
-        read_record(study / "data")
+
+
+def write_old_record(study: Path) -> None:
     (study / "results" / "small" / "run.json").write_text('{"config": {}}')
-    with pytest.raises(CannotReproduceError, match=r"names no results, .* run the workflow once"):
-        read_record(study / "results" / "small")
 
 
-def test_a_changed_or_missing_input_is_named(study, capsys):
+def write_other_table(study: Path) -> None:
+    table = study.parent / "table.tsv"
+    write_record(study, config={"run": "small", "samples": str(table)})
+    table.write_text("sample\tpath\trole\n")
+
+
+def use_folder(study: Path) -> None:
+    (study / "reproduced" / "small").mkdir(parents=True)
+    (study / "reproduced" / "small" / "mine.txt").touch()
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a folder without run.json": (
+        lambda study: (study / "results" / "small" / "run.json").unlink(),
+        "…/small/run.json: there is no such file; give a finished results folder",
+    ),
+    "a run.json of an early version": (
+        write_old_record,
+        "…/small/run.json: names no results, as those of older versions; run the workflow once "
+        "more",
+    ),
+    "an input that has changed": (
+        lambda study: (study / "data" / "a.h5ad").write_text("A"),
+        "data/a.h5ad: has changed since the run; bring the former one back",
+    ),
+    "an input that is gone": (
+        lambda study: (study / "../../shared.h5ad").unlink(),
+        "../../shared.h5ad: is not there, from …; bring it back",
+    ),
+    "a sample table that has changed": (
+        write_other_table,
+        "…/table.tsv: has changed since the run; bring the former one back",
+    ),
+    "a folder with files of yours": (
+        use_folder,
+        "…/reproduced/small: is not empty; remove it or give another folder",
+    ),
+    "a run that fails": (
+        lambda study: write_record(study, threads="none"),
+        "…/mine: the run did not end well; see above",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_keeps_a_run_from_being_had_again_is_one_line(name, study, capsys):
+    break_it, expected = FAULTS[name]
+    break_it(study)
+    assert main([str(study / "results" / "small")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = (line for line in lines if not line.startswith("warning: "))
+    assert is_said(expected, line), line
+
+
+def test_all_inputs_that_are_not_as_they_were_are_told_at_once(study):
     record, _ = read_record(study / "results" / "small")
     check_inputs(record, study)
     (study / "data" / "a.h5ad").write_text("A")
     (study / "../../shared.h5ad").unlink()
-    assert main([str(study / "results" / "small")]) == 1
-    assert capsys.readouterr().err.splitlines() == [
-        "data/a.h5ad: has changed since the run; bring the former one back",
-        f"../../shared.h5ad: is not there, from {study}; bring it back",
-    ]
-    assert not (study / "reproduced").exists()
+    with pytest.raises(CannotReproduceError) as caught:
+        check_inputs(record, study)
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_other_versions_and_another_commit_are_told(study):

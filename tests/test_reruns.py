@@ -256,6 +256,7 @@ FILES = {
     f"{SCRIPTS}/model_inputs.py": MODEL,
     f"{SCRIPTS}/design.py": MODEL,
     f"{SCRIPTS}/held_cells.py": HELD,
+    f"{SCRIPTS}/bulk_words.py": "detect_anomalies write_report",
     f"{SCRIPTS}/latent_place.py": DETECTION,
     f"{SCRIPTS}/evidence_channels.py": DETECTION,
     f"{SCRIPTS}/enrichment.py": DETECTION,

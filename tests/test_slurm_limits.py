@@ -53,19 +53,26 @@ def test_what_fits_is_no_fault():
     assert too_large([("train_vae", most | {"gpu": 4, "slurm_partition": "gpu"})], [CPU, GPU]) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "amount", "said"),
-    [
-        ("mem_mb", 64_001, "64001 MB of memory, partition cpu gives 64000 at most"),
-        ("threads", 33, "33 CPUs, partition cpu gives 32 at most"),
-        ("runtime", 2000, "2000 minutes, partition cpu gives 1440 at most"),
-        ("gpu", 1, "1 GPUs, partition cpu gives 0 at most"),
-    ],
-)
-def test_what_no_node_has_is_a_line_with_the_rule_and_the_mend(name, amount, said):
-    (line,) = too_large([("train_vae", {name: amount})] * 2, [CPU, GPU])
-    assert line.startswith(f"rule train_vae: asks for {said}; Slurm would let it wait for ever")
-    assert f"lower {name} or name another slurm_partition under set-resources" in line
+FAULTS = {
+    f"a job of too {much} for the partition": (
+        (name, amount),
+        f"rule train_vae: asks for {asked}, partition cpu gives {most} at most; Slurm would let it "
+        f"wait for ever: lower {name} or name another slurm_partition under set-resources in the "
+        "profile",
+    )
+    for much, name, amount, asked, most in (
+        ("much memory", "mem_mb", 64_001, "64001 MB of memory", 64000),
+        ("many CPUs", "threads", 33, "33 CPUs", 32),
+        ("much time", "runtime", 2000, "2000 minutes", 1440),
+        ("many GPUs", "gpu", 1, "1 GPUs", 0),
+    )
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_no_node_has_is_a_line_with_the_rule_and_the_mend(name):
+    (resource, amount), expected = FAULTS[name]
+    assert too_large([("train_vae", {resource: amount})] * 2, [CPU, GPU]) == [expected]
 
 
 def test_a_job_is_judged_by_the_partition_it_names():

@@ -26,6 +26,7 @@ import train_vae
 from conftest import ROOT
 from design import Design, make_design
 from job import InputError
+from messages import is_said
 from model_inputs import device_or_error, read_model
 from model_jobs import SETTINGS, TRAINED, read_inputs, train, with_obs
 from omics_vae import training
@@ -220,11 +221,21 @@ def last_line(folder) -> str:
     return lines[-1]
 
 
-def test_a_loss_that_is_no_number_is_one_line_for_the_user(paths, tmp_path):
+FAULTS = {
+    "a learning rate that is far too high": (
+        {"learning_rate": 1e30},
+        "train_vae: the loss is not a number at step …; lower train.learning_rate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_loss_that_is_no_number_is_one_line_for_the_user(name, paths, tmp_path):
+    settings, expected = FAULTS[name]
     with pytest.raises(SystemExit) as stop:
-        train(tmp_path, paths, learning_rate=1e30)
+        train(tmp_path, paths, **settings)
     assert stop.value.code == 1
-    assert "lower train.learning_rate" in last_line(tmp_path)
+    assert is_said(expected, last_line(tmp_path).split(" ERROR ")[1])
 
 
 def test_splits_are_read_by_name_and_the_model_starts_from_the_training_cells(paths):

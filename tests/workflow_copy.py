@@ -4,10 +4,12 @@ A test module that needs the finished run imports from here and says ``pytest_pl
 ["workflow_copy"]``. The import comes before the plugin, hence PYTEST_DONT_REWRITE.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata
@@ -188,20 +190,35 @@ def kill_with_children(process: subprocess.Popen) -> None:
     process.communicate()
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], WorkflowCopy]) -> WorkflowCopy:
+    """A complete run: the first process that asks for it runs it, and those beside it wait."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder that all of them share
+        folder = folder.parent
+    folder /= name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            copy = make(folder.with_suffix(".new"))
+            code, output = copy.run()
+            assert code == 0, output
+            copy.folder.rename(folder)
+    return WorkflowCopy(folder)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> WorkflowCopy:
     """A complete run. Tests read it only, and change a twin of it."""
-    copy = WorkflowCopy.make(tmp_path_factory.mktemp("finished") / "here")
-    code, output = copy.run()
-    assert code == 0, output
-    return copy
+    return made_once(tmp_path_factory, "finished", WorkflowCopy.make)
 
 
 @pytest.fixture(scope="session")
 def everything(finished, tmp_path_factory) -> WorkflowCopy:
     """The finished run gone on with every option on. Tests read it only."""
-    copy = finished.twin(tmp_path_factory.mktemp("everything") / "here")
-    copy.write_config(**EVERYTHING)
-    code, output = copy.run()
-    assert code == 0, output
-    return copy
+
+    def make(folder: Path) -> WorkflowCopy:
+        copy = finished.twin(folder)
+        copy.write_config(**EVERYTHING)
+        return copy
+
+    return made_once(tmp_path_factory, "everything", make)
