@@ -56,7 +56,7 @@ def give(kind: str, path: Path, directly: bool) -> str:
             names = ("config: ", "my.yaml: ")
             config = read_as_snakemake()
             names = ("config: ", str(ConfigurationError([f"{config['samples']}"]))[:50])
-            check_run(config, str(malformed.SCHEMA), set(), {})
+            check_run(config, str(malformed.SCHEMA), set(), {}, files={"my.yaml": "my.yaml"})
         return "read"
     except ConfigurationError as error:
         lines = error.faults

@@ -39,7 +39,7 @@ def cases() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     kinds = {
         "The config": (
             *(test_configuration.CONFIG_FAULTS, test_configuration.NEEDED),
-            test_configuration.GENE_LISTS,
+            *(test_configuration.GENE_LISTS, test_configuration.REPEATED),
         ),
         "A config file from elsewhere, given to `make run`": (test_configuration.STRANGE,),
         "The sample table": (

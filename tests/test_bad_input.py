@@ -110,9 +110,13 @@ def test_faults_of_config_table_and_files_are_told_at_once(finished, tmp_path):
         log_transform(copy)
         copy.write_samples(*SAMPLES, "third data/nobody.h5ad query")
         copy.write_config(train={"n_latents": 4})
+        with (copy.folder / "config.yaml").open("a", encoding="utf-8") as file:
+            file.write("seed: 1\nseed: 2\n")
 
     lines = fail(finished, tmp_path / "copy", break_it)
     for message in (
+        "config.yaml: seed stands more than once (lines …), of which only the last would count; "
+        "make one of them",
         "config: train.n_latents: unknown key; did you mean n_latent?",
         "samples.tsv: row 4: sample third: there is no file data/nobody.h5ad; correct the path",
         LOGS,

@@ -22,6 +22,7 @@ from configuration import (
     is_cross_fitted,
     read_config,
     read_samples,
+    repeated_keys,
     storage_plugin,
 )
 from messages import is_said
@@ -493,6 +494,49 @@ def test_a_whole_number_written_as_a_float_becomes_one():
     assert repr(train["max_steps"]) == "20000"
     assert repr(train["n_latent"]) == "16"
     assert repr(train["weight_decay"]) == "8000"
+
+
+REPEATED = {
+    "a section that stands twice, as after pasting an example": (
+        "run: mine\ntrain:\n  beta: 1\ntrain: {n_latent: 3}\n",
+        "my.yaml: train stands more than once (lines 2, 4), of which only the last would count; "
+        "make one of them",
+    ),
+    "a setting that stands three times": (
+        "train:\n  beta: 1\n  beta: 2\n\n  'beta': 1\n",
+        "my.yaml: train.beta stands more than once (lines 2, 3, 5), of which only the last would "
+        "count; make one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_key_that_stands_twice_in_a_section_is_told(name, here):
+    text, expected = REPEATED[name]
+    Path("my.yaml").write_text(text)
+    config = {"run": "mine", "samples": "t.tsv", "sead": 1}
+    with pytest.raises(ConfigurationError) as caught:
+        check_run(config, SCHEMA, set(), {}, files={"my.yaml": "my.yaml"})
+    assert caught.value.faults[:2] == [expected, "config: sead: unknown key; did you mean seed?"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run: a\ntrain: {run: b}\nx: &x {beta: 1}\ny: [*x, *x, {beta: 2}]\n",
+        "run: a\nx: &x {beta: 1}\ny: {<<: *x, beta: 2}\n",
+        "",
+        "{?:",
+    ],
+    ids=["the same key in several sections", "a merged section", "nothing", "no YAML"],
+)
+def test_no_other_key_is_taken_for_one_that_stands_twice(text, here):
+    Path("my.yaml").write_text(text)
+    assert repeated_keys("my.yaml", "my.yaml") == []
+
+
+def test_the_own_config_has_no_key_twice():
+    assert repeated_keys(str(ROOT / "config.yaml"), "config.yaml") == []
 
 
 LIST = "config: preprocess.select_features.gene_list:"

@@ -55,6 +55,18 @@ def code(script, *extra):
     return {file: sha256(text.encode()).hexdigest()[:16] for file, text in texts.items()}
 
 
+def config_files():
+    """The files that the config was read from, and what the user calls them.
+
+    None in a workflow that has this one as a module, whose settings need not be ours.
+    """
+    if not workflow.modifier.is_main_snakefile():
+        return {}
+    # Snakemake reads a copy of the config that lies beside the Snakefile.
+    names = {os.path.normpath(source("../config.yaml")): "config.yaml"}
+    return {str(path): names.get(str(path), str(path)) for path in workflow.configfiles}
+
+
 def fetched(path):
     """A sample's file as an input: a URL is left to Snakemake's storage plugin for its scheme."""
     plugin = configuration.storage_plugin(path)
@@ -280,6 +292,7 @@ try:
             f"workflow/example/{name}.tsv": source(f"example/{name}.tsv")
             for name in ("samples", "bulk")
         },
+        files=config_files(),
     )
 except configuration.ConfigurationError as error:
     found = NOTHING

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohort import check_cohort
 from compute_library_size import column_of
 from count_formats import open_counts
 from design import check_latent, make_design
@@ -128,12 +127,9 @@ def check_cells(heads: list[Head], config: dict, n_folds: int) -> tuple[list[str
     groups = pd.concat([head.cells for head in heads], ignore_index=True)
     cells = groups[[name for name in ("role", *COVARIATES) if name in groups]]
     cells = cells.loc[groups.index.repeat(groups["n"])]
-    unit = config["observations"]
+    split, unit = config["preprocess"]["split"], config["observations"]
     with collected(faults):
-        if unit == "samples":
-            n_reference = len(cells) if n_folds else int((cells["role"] == "reference").sum())
-            warnings += check_cohort(n_reference, len(cells) - n_reference)
-        warnings += check_before_filtering(cells, config["preprocess"]["split"], n_folds, unit)
+        warnings += check_before_filtering(cells, split, n_folds, unit)
     return faults, warnings
 
 

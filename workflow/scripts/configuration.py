@@ -12,10 +12,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
@@ -75,14 +76,19 @@ def _line(text: str) -> str:
 
 
 def check_run(
-    config: dict, schema_path: str, made_here: set[str], bundled: dict[str, str]
+    config: dict,
+    schema_path: str,
+    made_here: set[str],
+    bundled: dict[str, str],
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[dict, dict[str, dict[str, str]]]:
     """The config with its defaults, and the sample table, as the functions below have them.
 
-    Raises :class:`ConfigurationError` with the faults of both.
+    ``files``: where the config was read from, and what the user calls these files. Raises
+    :class:`ConfigurationError` with the faults of all.
     """
-    faults: list[str] = []
-    samples, rows, table = None, [], config.get("samples")
+    repeated = [fault for path, name in files.items() for fault in repeated_keys(path, name)]
+    faults, samples, rows, table = [], None, [], config.get("samples")
     try:
         complete = check_config(config, schema_path)
     except ConfigurationError as error:
@@ -90,6 +96,7 @@ def check_run(
             raise
         faults, complete = error.faults, error.config
     is_right = not faults
+    faults = repeated + faults
     if isinstance(table, str) and table:
         try:
             samples = read_samples(table, made_here, bundled)
@@ -201,6 +208,41 @@ def _check_size(config: dict) -> None:
         raise ConfigurationError(
             [f"config: holds more than {MOST_SETTINGS} values; write it without YAML aliases"]
         )
+
+
+def repeated_keys(path: str, name: str) -> list[str]:
+    """A line for each key that a section of a YAML file, which Snakemake has read, has twice.
+
+    YAML has the last one win, so the settings under the first are lost without a word. ``name``:
+    what to call the file.
+    """
+    try:
+        tree = yaml.compose(_read_text(path, "text", "save it as UTF-8 YAML"))
+    except (ConfigurationError, OSError, ValueError, RecursionError, yaml.YAMLError):
+        return []  # a template, or JSON with tabs
+    faults, seen, found = [], set(), [("", tree)]
+    while found:
+        section, node = found.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            found += [(section, item) for item in node.value]
+            continue
+        lines: dict[str, list[int]] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                lines.setdefault(f"{section}{key.value}", []).append(key.start_mark.line + 1)
+                found.append((f"{section}{key.value}.", value))
+        for key, at in lines.items():
+            if len(at) > 1:
+                numbers = ", ".join(map(str, at))
+                fault = (
+                    f"{name}: {key} stands more than once (lines {numbers}), of which only the "
+                    "last would count; make one of them"
+                )
+                faults.append((at[0], fault))
+    return [fault for _, fault in sorted(faults)]
 
 
 def check_config(config: dict, schema_path: str) -> dict:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohort import check_cohort
 from job import InputError, job, write_json, write_tsv
 from join_samples import JoinedCounts, join_samples
 from omics_vae.counts import BLOCK_CELLS, BUFFER_BLOCKS
@@ -197,9 +196,6 @@ def select_features(
     n_joined = len(obs)
     counts, obs, var, more = keep_seen(joined, obs, var, settings["min_cells"])
     warnings += more
-    if observations == "samples":
-        n_reference = len(obs) if n_folds else int((obs["role"] == "reference").sum())
-        warnings += check_cohort(n_reference, len(obs) - n_reference)
     if n_folds:
         part, fold, split_by, more = fold_cells(obs, split, n_folds, seed, observations)
         place = {"split": part, "fold": fold}

@@ -9,6 +9,7 @@ from hashlib import blake2b
 import numpy as np
 import pandas as pd
 
+from cohort import check_cohort
 from job import InputError
 
 # Fewer leave a stage nothing to work on; of 10 reference cells 20 % and 20 % leave as many.
@@ -42,16 +43,18 @@ def split_cells(
 
     Raises
     ------
-    InputError: no reference or no query cells; by donor without usable donors; a split too small.
+    InputError: no reference or no query cells; by donor without usable donors; a split, or a cohort
+        of bulk samples, too small.
     """
     reference = _reference(obs)
+    warnings = _warnings_of_size(reference, unit)
     by = _unit(obs[reference], settings)
     fractions = (settings["validation"], settings["calibration"])
     part = _split_by_donor if by == "donor" else _split_by_cell
     split = np.full(len(obs), "query", dtype=object)
     split[reference] = part(obs[reference], *fractions, seed)
     sizes = {name: int((split == name).sum()) for name in MIN_CELLS}
-    return split, by, _warnings(obs, reference, by) + _judge(sizes, by, unit)
+    return split, by, warnings + _warnings(obs, reference, by) + _judge(sizes, by, unit)
 
 
 def _reference(obs: pd.DataFrame) -> np.ndarray:
@@ -80,6 +83,7 @@ def check_before_filtering(
     the warnings; raises InputError.
     """
     reference = np.ones(len(obs), dtype=bool) if n_folds else _reference(obs)
+    warnings = _warnings_of_size(reference, unit)
     by = _unit(obs[reference], settings, *([n_folds, f"the {n_folds} folds"] if n_folds else []))
     n = int(reference.sum())
     if n_folds:
@@ -93,7 +97,7 @@ def check_before_filtering(
         n_validation = len(_systematic(n_held, validation / (validation + calibration)))
         sizes = {"train": n - n_held, "validation": n_validation}
         sizes["calibration"] = n_held - n_validation
-    warnings = _warnings_of_role(obs) if n_folds else _warnings(obs, reference, by)
+    warnings += _warnings_of_role(obs) if n_folds else _warnings(obs, reference, by)
     # Of whole donors the shares follow from who is left.
     return warnings + (_judge(sizes, by, unit) if by == "cell" else [])
 
@@ -113,8 +117,9 @@ def fold_cells(
 
     Raises
     ------
-    InputError: too few cells for so many folds.
+    InputError: too few cells for so many folds, or too small a cohort of bulk samples.
     """
+    warnings = _warnings_of_size(np.ones(len(obs), dtype=bool), unit) + _warnings_of_role(obs)
     by = _unit(obs, settings, n_folds, f"the {n_folds} folds")
     share = settings["validation"]
     split = np.full(len(obs), "train", dtype=object)
@@ -134,7 +139,7 @@ def fold_cells(
             fold[members] = np.arange(len(members)) % n_folds + 1
     left = [split[fold != held] for held in range(1, n_folds + 1)]
     sizes = {name: min(int((s == name).sum()) for s in left) for name in ("train", "validation")}
-    return split, fold, by, _warnings_of_role(obs) + _judge(sizes, by, unit)
+    return split, fold, by, warnings + _judge(sizes, by, unit)
 
 
 def labels(obs: pd.DataFrame, column: str) -> np.ndarray:
@@ -240,7 +245,7 @@ def _judge(sizes: dict[str, int], by: str, unit: str) -> list[str]:
                 f"more reference {unit}, change {shares}{hint}"
             )
     few = [name for name, n in sizes.items() if n < FEW_CELLS[name]]
-    if unit == "samples" or not few:  # of cohorts check_cohort speaks
+    if unit == "samples" or not few:  # of a cohort _warnings_of_size speaks
         return []
     found = _listed([f"{sizes[name]} {name}" for name in few])
     advised = _listed([str(FEW_CELLS[name]) for name in few])
@@ -248,6 +253,12 @@ def _judge(sizes: dict[str, int], by: str, unit: str) -> list[str]:
         f"preprocess.split: only {found} cells (advised: {advised}), so only gross anomalies are "
         "found, and another seed may find others; bring more reference cells"
     ]
+
+
+def _warnings_of_size(reference: np.ndarray, unit: str) -> list[str]:
+    """Of a cohort, where a row is a bulk sample; InputError where it is too small."""
+    n = int(reference.sum())
+    return check_cohort(n, len(reference) - n) if unit == "samples" else []
 
 
 def _warnings_of_role(obs: pd.DataFrame) -> list[str]:
