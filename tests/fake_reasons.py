@@ -190,7 +190,7 @@ def _pattern_row(name: str, own: pd.DataFrame, n_flagged: int, gene: str, group:
         **{"share_of_flagged": len(own) / max(n_flagged, 1), "n_samples": own["sample"].nunique()},
         **{"n_donors": own["donor"].nunique(), "nearest_reference": group},
         **{"nearest_share": 0.75, "distance": 3.5, "technical_cause": CAUSES[0]},
-        **{"cause_share": 0.0, "n_markers": 14, "up": f"{gene} GENE1", "down": "GENE9"},
+        **{"cause_share": 0.0, "n_markers": 14, "up": f"{gene}, GENE1", "down": "GENE9"},
         **own.select_dtypes("number").drop(columns="distance").median(),
     }
 
@@ -222,7 +222,7 @@ def _write_patterns(run: Path, reasons: pd.DataFrame, gene: str, group: str) -> 
     sizes = counted.groupby(["pattern", "sample", "donor"]).size().rename("n_cells").reset_index()
     save(sizes.assign(share_of_query=0.1), run / "patterns/sizes.tsv")
     groups = pd.DataFrame({"group": ["B cell", "T cell"], "n_cells": [51, 33]})
-    groups["named_by"], groups["genes"] = "cell_type", ["MS4A1 CD79A", "CD3D CD3E"]
+    groups["named_by"], groups["genes"] = "cell_type", ["MS4A1, CD79A", "CD3D, CD3E"]
     save(groups, run / "patterns/groups.tsv")
     save(reasons, run / "patterns/cells.parquet")
     summary(

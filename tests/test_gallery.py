@@ -5,12 +5,15 @@ import shutil
 from difflib import SequenceMatcher
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
 import gallery
 from conftest import ROOT
+from figure_style import STYLE
 
 FRESH = ROOT / "results" / "example" / "figures"
 MEND = "run make gallery"
@@ -19,6 +22,8 @@ MEND = "run make gallery"
 # 0.1, but 0.38 of the map, on which UMAP puts the same cells elsewhere; a new layout 0.6.
 COLOURS, PLACES = 0.08, 0.5
 GRID = (27, 20)
+# The font of the pictures, and those that it was made to take the place of.
+FONTS = ("Liberation Sans", "Arial", "Helvetica")
 
 
 def ink(picture: Image.Image) -> np.ndarray:
@@ -76,7 +81,12 @@ def test_the_page_is_that_of_the_example():
         assert SequenceMatcher(None, alt, fresh_alt).ratio() > 0.7, MEND
 
 
+with plt.rc_context(STYLE):
+    FONT = get_font(findfont(FontProperties())).family_name
+
+
 @needs_example
+@pytest.mark.skipif(FONT not in FONTS, reason=f"the pictures have {FONTS[0]}, here it is {FONT}")
 @pytest.mark.parametrize("name", gallery.read_figures())
 def test_a_picture_looks_like_that_of_the_example(name):
     fresh, shown = FRESH / f"{name}.png", gallery.PICTURES / f"{name}.png"

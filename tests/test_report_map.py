@@ -101,9 +101,10 @@ def test_of_very_many_cells_all_flagged_ones_are_drawn_and_some_of_the_rest():
 def test_genes_are_taken_in_turn_from_patterns_groups_and_hits():
     markers = pd.DataFrame({"pattern": ["P1", "P1", "P2"], "gene": ["B", "A", "C"]})
     markers["q_value"] = [0.2, 0.1, 0.3]
-    groups = pd.DataFrame({"genes": ["D A", "E"]})
+    groups = pd.DataFrame({"genes": ["D, A", "E (of two), F"]})
     hits = pd.DataFrame({"gene": ["G", "F", "F", "H"]})
-    assert choose_genes("ABCDEFG", markers, groups, hits) == list("ACDEFBG")
+    known = [*"ABCDFG", "E (of two)"]
+    assert choose_genes(known, markers, groups, hits) == ["A", "C", "D", "E (of two)", *"FBG"]
     many = pd.DataFrame({"gene": [f"G{i}" for i in range(999)]})
     found = choose_genes(many["gene"], markers, groups, many)
     assert len(found) == report_map.MAX_GENES

@@ -46,7 +46,7 @@ def pattern_table(cells: pd.DataFrame, markers: pd.DataFrame) -> pd.DataFrame:
         }
         for side in ("up", "down"):
             genes = found.loc[found["direction"] == side, "gene"]
-            row[side] = " ".join(genes.head(MARKERS_NAMED))
+            row[side] = ", ".join(genes.head(MARKERS_NAMED))
         medians = own[["distance", "doublet_probability", *EVIDENCE]].astype(float).median()
         rows.append(row | medians.to_dict())
     return pd.DataFrame(rows, columns=PATTERN_COLUMNS)
@@ -73,7 +73,7 @@ def group_table(profile: ReferenceProfile, genes: pd.Index) -> pd.DataFrame:
     sizes = np.bincount(groups.code[groups.code >= 0], minlength=len(groups.names))
     everyone = np.average(profile.share, axis=0, weights=sizes)
     marking = (profile.share - everyone) / np.sqrt(everyone)
-    top = [" ".join(genes[np.argsort(-row, kind="stable")[:MARKERS_NAMED]]) for row in marking]
+    top = [", ".join(genes[np.argsort(-row, kind="stable")[:MARKERS_NAMED]]) for row in marking]
     return pd.DataFrame(
         {"group": groups.names, "n_cells": sizes, "named_by": groups.source, "genes": top}
     )

@@ -98,7 +98,7 @@ def choose_genes(
     """
     ordered = markers.sort_values(["q_value", "gene"], kind="stable")
     lists = [part["gene"].tolist() for _, part in ordered.groupby("pattern", sort=True)]
-    lists += [str(genes).split(" ") for genes in groups["genes"]]
+    lists += [str(genes).split(", ") for genes in groups["genes"]]
     often = hits["gene"].value_counts()
     lists.append(sorted(often.index, key=lambda gene: (-often[gene], gene)))
     known = set(known)
