@@ -55,7 +55,7 @@ def give(kind: str, path: Path, directly: bool) -> str:
             os.chdir(path.parent)
             names = ("config: ", "my.yaml: ")
             config = read_as_snakemake()
-            names = ("config: ", str(ConfigurationError([f"{config['samples']}"]))[:50])
+            names = (*names, str(ConfigurationError([f"{config['samples']}"]))[:50])
             check_run(config, str(malformed.SCHEMA), set(), {}, files={"my.yaml": "my.yaml"})
         return "read"
     except ConfigurationError as error:

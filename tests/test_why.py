@@ -73,10 +73,10 @@ def test_a_file_that_the_script_reads_is_named_too(twin):
 
 def test_a_new_import_is_named(twin):
     script = twin.folder / "workflow/scripts/plot_qc.py"
-    script.write_text(script.read_text() + "import splits\n")
+    script.write_text(script.read_text() + "import cohort\n")
     assert causes(twin) == {
         "workflow/scripts/plot_qc.py was edited": "plot_qc",
-        "workflow/scripts/splits.py is used now": "plot_qc",
+        "workflow/scripts/cohort.py is used now": "plot_qc",
         "an earlier stage runs again": "write_report, record_run",
     }
 

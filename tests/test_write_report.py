@@ -512,7 +512,7 @@ def test_reference_groups_without_labels_are_shown_by_their_genes(tmp_path):
     run = write_fake_run(tmp_path)
     changed_summary(run, "patterns/summary.json", groups_named_by="latent clusters")
     text = words(section(make_report(run), "why"))
-    assert "reference has no labels" in text and "B cell 51 MS4A1 CD79A" in text
+    assert "reference has no labels" in text and "B cell 51 MS4A1, CD79A" in text
 
 
 def test_outlier_genes_come_the_surest_first():
