@@ -203,6 +203,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--one", metavar="KIND")
     given = parser.parse_args()
+    if unknown := {*given.kinds, given.one} - {*malformed.SEEDS, None}:
+        parser.error(f"no kind {', '.join(unknown)}; there are {', '.join(malformed.SEEDS)}")
     if given.one:
         folder = Path(tempfile.mkdtemp(prefix="anomics-fuzz-"))
         _prepare(given.one, folder)
