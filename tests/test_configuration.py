@@ -847,7 +847,7 @@ TABLE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a table of gigabytes": (
         lambda path: (path.touch(), os.truncate(path, 2**31)),
-        "t.tsv: is larger than 67108864 bytes; save it as UTF-8 TSV",
+        "t.tsv: is larger than 67108864 bytes; give the right file",
     ),
 }
 
@@ -1143,6 +1143,10 @@ STRANGE = {
         "run: !!python/object/apply:os.system ['touch was_run']\n",
         "c.yaml: is not YAML (could not determine a constructor for the tag "
         "'tag:yaml.org,2002:python/object/apply:os.system'…); correct it there",
+    ),
+    "more text than settings can be": (
+        f"run: {'[' * 200 * 200}{']' * 200 * 200}",
+        "c.yaml: is larger than 65536 bytes; give the right file",
     ),
     "a tree of aliases": (
         "a0: &a0 [x, x]\n"

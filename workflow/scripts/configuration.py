@@ -41,7 +41,11 @@ SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 URL = re.compile(r"(\w+)://([^/?#]*)([^?#]*)")
 STORAGE = {"http": "http", "https": "http", "s3": "s3"}
 NOT_TAKEN = "holds a brace or <, which Snakemake cannot take; rename it"
-LARGEST_TEXT = 2**26  # bytes of a config or a table: a million samples
+LARGEST_TEXT = 2**26  # bytes of a table: a million samples
+# Bytes, five times what config.yaml has with all its comments. Brackets in brackets take PyYAML
+# 3 s for so many, and a config is read three times.
+LARGEST_CONFIG = 2**16
+CONFIG_TEXT = ("text", "save it as UTF-8 YAML", LARGEST_CONFIG)
 MOST_COLUMNS, MOST_ROWS = 1000, 10_000  # of a sample table
 LONGEST_WORD = 100  # characters
 MOST_SETTINGS = 100_000  # values and keys
@@ -137,7 +141,7 @@ def read_config(path: str) -> dict:
     any of this workflow is asked. So ``make run`` asks here first.
     """
     try:
-        text = _read_text(path, "text", "save it as UTF-8 YAML")
+        text = _read_text(path, *CONFIG_TEXT)
     except FileNotFoundError:
         raise ConfigurationError([f"{path}: there is no such file; correct the path"]) from None
     try:
@@ -171,7 +175,7 @@ def _parse(text: str):
         return yaml.safe_load(text)
 
 
-def _read_text(path: str, what: str, mend: str) -> str:
+def _read_text(path: str, what: str, mend: str, largest: int = LARGEST_TEXT) -> str:
     """A text file. Raises ConfigurationError where it is none, or too large for what it should be.
 
     A file that is not there is the FileNotFoundError of Python.
@@ -180,8 +184,10 @@ def _read_text(path: str, what: str, mend: str) -> str:
         file = Path(path)
         if file.exists() and not file.is_file():
             raise ConfigurationError([f"{path}: is a folder, a pipe or a device; {mend}"])
-        if file.stat().st_size > LARGEST_TEXT:
-            raise ConfigurationError([f"{path}: is larger than {LARGEST_TEXT} bytes; {mend}"])
+        if file.stat().st_size > largest:
+            raise ConfigurationError(
+                [f"{path}: is larger than {largest} bytes; give the right file"]
+            )
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise
@@ -217,9 +223,9 @@ def repeated_keys(path: str, name: str) -> list[str]:
     what to call the file.
     """
     try:
-        tree = yaml.compose(_read_text(path, "text", "save it as UTF-8 YAML"))
+        tree = yaml.compose(_read_text(path, *CONFIG_TEXT))
     except (ConfigurationError, OSError, ValueError, RecursionError, yaml.YAMLError):
-        return []  # a template, or JSON with tabs
+        return []  # a template, JSON with tabs, or what `make run` would have refused
     faults, seen, found = [], set(), [("", tree)]
     while found:
         section, node = found.pop()
