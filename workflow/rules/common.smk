@@ -56,12 +56,7 @@ def code(script, *extra):
 
 
 def config_files():
-    """The files that the config was read from, and what the user calls them.
-
-    None in a workflow that has this one as a module, whose settings need not be ours.
-    """
-    if not workflow.modifier.is_main_snakefile():
-        return {}
+    """The files that the config was read from, and what the user calls them."""
     # Snakemake reads a copy of the config that lies beside the Snakefile.
     names = {os.path.normpath(source("../config.yaml")): "config.yaml"}
     return {str(path): names.get(str(path), str(path)) for path in workflow.configfiles}
@@ -280,8 +275,10 @@ EXAMPLE = "results/example_input/pbmc68k.h5ad"
 BULK_EXAMPLE = [f"results/example_input/bulk_{of}.tsv" for of in ("controls", "patients")]
 MADE_HERE = {EXAMPLE, *BULK_EXAMPLE}
 terminal = load_script("terminal")
-# A job on a cluster, and a workflow that has this one as a module, print as they please.
-if workflow.is_main_process and workflow.modifier.is_main_snakefile():
+# Not so in the process of a job, nor in a workflow that has this one as a module: these print as
+# they please; a job's config was looked into before, and a module's has settings that are not ours.
+IS_OWN_RUN = workflow.is_main_process and workflow.modifier.is_main_snakefile()
+if IS_OWN_RUN:
     terminal.follow_run(workflow.output_settings)
 try:
     config, SAMPLES = configuration.check_run(
@@ -292,7 +289,7 @@ try:
             f"workflow/example/{name}.tsv": source(f"example/{name}.tsv")
             for name in ("samples", "bulk")
         },
-        files=config_files(),
+        files=config_files() if IS_OWN_RUN else {},
     )
 except configuration.ConfigurationError as error:
     found = NOTHING
